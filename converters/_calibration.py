@@ -1,0 +1,30 @@
+"""Calibration data as model inputs: tokenized as the lanes will."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgeexport.dataset import ROWS_FILE, read_rows
+from edgeexport.session.text import Tokenizer, read_text_spec
+
+
+def calibration_feeds(checkpoint: Path, dataset: Path, lengths: Sequence[int] = ()) -> list[dict[str, np.ndarray]]:
+    """Model inputs, int64 [1, length], for each row of a data set.
+
+    Args:
+        checkpoint: the checkpoint artifact, for its tokenizer and text spec.
+        dataset: the data set artifact.
+        lengths: static lengths to fill up to; empty where the length is dynamic.
+    """
+    spec = read_text_spec(checkpoint / "text.json")
+    tokenizer = Tokenizer(checkpoint / "tokenizer.json", spec)
+    feeds = []
+    for row in read_rows(dataset / ROWS_FILE):
+        prefix = spec.query_prefix if row.role == "query" else spec.document_prefix
+        encoded = tokenizer.encode(prefix + row.text, row.text_pair)
+        count = len(encoded.ids)
+        feeds.append(encoded.feeds(spec, next((length for length in lengths if length >= count), count)))
+    return feeds

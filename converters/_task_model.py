@@ -1,0 +1,119 @@
+"""A checkpoint as one PyTorch module with the named inputs and outputs of its task: what both exporters trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport.artifact import Task
+from edgeexport.errors import CheckpointError
+from edgeexport.session.tasks import output_names
+from edgeexport.session.text import TextSpec, read_text_spec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# Added to the attention scores of padding. Its softmax weight is 0 in float32, and unlike the smallest float32 it stays finite
+# when it is added to a score or quantized.
+MASKED = -10_000.0
+
+
+def load_model(directory: Path, task: Task, attention: str = "eager") -> PreTrainedModel:
+    """The checkpoint's model for a task, in float32 and evaluation mode.
+
+    Args:
+        directory: a checkpoint artifact.
+        task: decides the model class.
+        attention: Transformers' attention implementation.
+
+    Raises:
+        CheckpointError: Transformers can't load it, or weights of the head are missing.
+    """
+    import torch
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    transformers.logging.set_verbosity_error()
+    model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
+    try:
+        model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention,
+                                                  local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as exc:
+        raise CheckpointError("Transformers cannot load the checkpoint.", why=str(exc).splitlines()[0]) from exc
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise CheckpointError("Weights are missing from the checkpoint.", why=f"{', '.join(sorted(missing)[:4])}"
+                              + (f" and {len(missing) - 4} more" if len(missing) > 4 else ""),
+                              hint="the model would answer from random weights; get the whole checkpoint")
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def read_text(directory: Path) -> TextSpec:
+    """The text spec of a checkpoint artifact."""
+    return read_text_spec(directory / "text.json")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint artifact."""
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def task_module(directory: Path, task: Task) -> torch.nn.Module:
+    """The module to export: inputs as in the text spec, outputs as in :mod:`edgeexport.session.tasks`."""
+    import torch
+
+    spec = read_text(directory)
+    model = load_model(directory, task)
+    names = output_names(task.value, spec.pooling)
+
+    class TaskModule(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+                    token_type_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+            # A ready-made additive mask keeps Transformers from indexing one together, which no older TFLite runtime can run.
+            bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
+            extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+            found = self.model(input_ids=input_ids, attention_mask=bias, **extra)
+            if names == ("token_embeddings",):
+                vector = found.last_hidden_state
+                return {names[0]: normalized(vector) if spec.normalize else vector}
+            if names == ("sentence_embedding",):
+                vector = pool(found.last_hidden_state, attention_mask, spec.pooling)
+                return {names[0]: normalized(vector) if spec.normalize else vector}
+            return {name: found[name] for name in names}
+
+    return TaskModule().eval()
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str | None) -> torch.Tensor:
+    """One vector per text: float32 [batch, hidden] from float32 [batch, seq, hidden] and an integer mask [batch, seq].
+
+    Source: the Pooling module of sentence-transformers, whose modes these are.
+    """
+    import torch
+
+    if pooling == "cls":
+        return hidden[:, 0]
+    keep = mask[:, :, None].to(hidden.dtype)
+    if pooling == "max":
+        return (hidden + (1.0 - keep) * MASKED).max(dim=1).values
+    if pooling == "lasttoken":
+        # The last real token is where the mask, counted from the right, starts.
+        following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        last = keep * (1.0 - following[:, :, None].to(hidden.dtype))
+        return (hidden * last).sum(dim=1)
+    total = keep.sum(dim=1).clamp(min=1.0)
+    return (hidden * keep).sum(dim=1) / (torch.sqrt(total) if pooling == "mean_sqrt_len" else total)
+
+
+def normalized(vector: torch.Tensor) -> torch.Tensor:
+    """The vectors scaled to length 1 along the last axis."""
+    import torch
+
+    return torch.nn.functional.normalize(vector, dim=-1)

@@ -1,0 +1,129 @@
+"""The reference: what the original checkpoint answers, in float32, through Transformers and its own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeexport.artifact import Kind, Spec, Task
+from edgeexport.dataset import ROWS_FILE, Row, read_rows
+from edgeexport.session import tasks
+from edgeexport.session.evidence import Answers
+from edgeexport.session.text import Encoded, TextSpec
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._task_model import load_model, normalized, pool, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+BATCH = 16
+
+
+class ComputeReference(Step):
+    """Answer every row of every data set with the original.
+
+    Nothing of the way to the lanes is used: the tokens are Transformers', the attention its own, pooling is outside the model.
+
+    Attributes:
+        datasets: names of the inputs that are data sets.
+        own_length: cut texts only where the checkpoint itself must, not where the recipe does.
+    """
+
+    name: ClassVar[str] = "compute_reference"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT})}
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    extra: ClassVar[str | None] = "convert"
+    seconds_guess: ClassVar[float] = 25.0
+
+    datasets: tuple[str, ...]
+    own_length: bool = False
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """Answers to all rows."""
+        return Spec(kind=Kind.EVIDENCE, task=inputs["checkpoint"].task, precision="float32")
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Rows of like length go together, so that little is padding."""
+        import torch
+
+        torch.set_num_threads(context.threads)
+        path, spec = inputs["checkpoint"]
+        context.report(None, "loading the model")
+        original = Original(path, spec, own_length=self.own_length)
+        for name in self.datasets:
+            rows = read_rows(inputs[name].path / ROWS_FILE)
+            original.answers(rows, lambda done, total=len(rows), name=name: context.report(  # type: ignore[misc]
+                done / total, f"{name}: {done} of {total} texts")).save(out / f"{name}.npz")
+        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+
+
+class Original:
+    """The checkpoint in Transformers."""
+
+    def __init__(self, path: Path, spec: Spec, *, own_length: bool = False) -> None:
+        """Load model and tokenizer."""
+        from transformers import AutoTokenizer
+
+        task = spec.require_task()
+        self.text: TextSpec = read_text(path)
+        self.head = tasks.Head(task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
+        self.model = load_model(path, task, attention="sdpa")
+        self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True)
+        self.max_length = self.text.own_max_length if own_length else self.text.max_length
+
+    def encode(self, row: Row) -> tuple[dict[str, list[int]], Encoded]:
+        """The tokens of a row by Transformers' tokenizer."""
+        import numpy as np
+
+        prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
+        cut = "only_second" if self.head.task == Task.QUESTION_ANSWERING else "longest_first"
+        arguments = [prefix + row.text] if row.text_pair is None else [prefix + row.text, row.text_pair]
+        found = self.tokenizer(*arguments, truncation=cut, max_length=self.max_length, return_offsets_mapping=True, padding=False,
+                               return_token_type_ids=True)
+        encoding = found.encodings[0]
+        full = self.tokenizer(*arguments, truncation=False, verbose=False)
+        features = {name: list(found[name]) for name in self.text.inputs if name != "attention_mask"}
+        return features, Encoded(np.asarray(encoding.ids, np.int64), np.asarray(encoding.type_ids, np.int64), list(encoding.offsets),
+                                 list(encoding.word_ids), list(encoding.sequence_ids), len(full["input_ids"]) > len(encoding.ids))
+
+    def answers(self, rows: list[Row], done: Any) -> Answers:
+        """The answers to rows, in their order; `done` is called with the number of rows that are finished."""
+        import numpy as np
+
+        encoded = [self.encode(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(encoded[i][1].ids))
+        numbers: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
+        decisions: list[list[int]] = [[]] * len(rows)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start:start + BATCH]
+            for i, outputs in zip(chosen, self.outputs([encoded[i][0] for i in chosen]), strict=True):
+                numbers[i] = np.asarray(tasks.numbers(self.head, self.text, encoded[i][1], outputs), np.float32)
+                decisions[i] = tasks.decision(self.head, self.text, encoded[i][1], outputs)
+            done(min(start + BATCH, len(order)))
+        return Answers(numbers, decisions, [len(e.ids) for _, e in encoded], [e.truncated for _, e in encoded])
+
+    def outputs(self, features: list[dict[str, list[int]]]) -> list[dict[str, np.ndarray]]:
+        """The outputs for each text of a batch, named and shaped as a lane's."""
+        import torch
+
+        longest = max(len(feature["input_ids"]) for feature in features)
+        batch = {name: torch.full((len(features), longest), self.text.pad_id if name == "input_ids" else 0) for name in self.text.inputs}
+        for i, feature in enumerate(features):
+            for name, values in feature.items():
+                batch[name][i, : len(values)] = torch.tensor(values)
+            batch["attention_mask"][i, : len(feature["input_ids"])] = 1
+        with torch.inference_mode():
+            found = self.model(**batch)
+            named: dict[str, torch.Tensor] = {}
+            for name in tasks.output_names(self.head.task, self.text.pooling):
+                if name == "token_embeddings":
+                    value = found.last_hidden_state
+                elif name == "sentence_embedding":
+                    value = pool(found.last_hidden_state, batch["attention_mask"], self.text.pooling)
+                else:
+                    value = found[name]
+                named[name] = normalized(value) if self.text.normalize else value
+        return [{name: value[i : i + 1].numpy() for name, value in named.items()} for i in range(len(features))]

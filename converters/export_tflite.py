@@ -1,0 +1,58 @@
+"""A checkpoint as a float32 TFLite file: one signature for each length bucket, all sharing their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.session.run_tflite import SIGNATURE_PREFIX
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._task_model import read_text, task_module
+
+
+class ExportTflite(Step):
+    """Export through litert-torch.
+
+    Attributes:
+        lengths: length buckets in tokens, rising; the last is the longest text.
+    """
+
+    name: ClassVar[str] = "export_tflite"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT})}
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "litert-torch", "litert-converter")
+    extra: ClassVar[str | None] = "tflite"
+    seconds_guess: ClassVar[float] = 40.0
+
+    lengths: tuple[int, ...]
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """A float32 model of about the size of the weights."""
+        checkpoint = inputs["checkpoint"]
+        size = 4 * (checkpoint.parameters or 0)
+        if size >= 2**31:
+            return Refusal(reason=f"TFLite files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
+        return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
+                    parameters=checkpoint.parameters, bytes=size, lengths=self.lengths)
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Trace the module once per length and convert all traces together."""
+        import litert_torch
+        import torch
+
+        torch.set_num_threads(context.threads)
+        path, spec = inputs["checkpoint"]
+        context.report(None, "loading the model")
+        text = read_text(path)
+        module = task_module(path, spec.require_task())
+        converter = litert_torch
+        for length in self.lengths:
+            sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}
+            converter = converter.signature(f"{SIGNATURE_PREFIX}{length}", module, sample_kwargs=sample)
+        context.report(None, f"converting {len(self.lengths)} lengths")
+        model = converter.convert(strict_export=False)
+        context.report(None, "writing")
+        model.export(str(out / "model.tflite"))
+        return self.infer({"checkpoint": spec})  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""INT8 for ONNX, by a policy.
+
+Weights are unsigned 8-bit, one scale and zero point per output channel. Unsigned times unsigned is exact on every instruction set:
+AVX2's byte product of unsigned and signed saturates at 16 bits, so that the usual signed weights give other answers on a build host
+than on ARM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._calibration import calibration_feeds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+class QuantizeOnnx(Step):
+    """Quantize a float32 graph with onnxruntime's quantizer.
+
+    Attributes:
+        precision: the policy's name.
+        policy: how operators are computed.
+    """
+
+    name: ClassVar[str] = "quantize_onnx"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"model": frozenset({Kind.ONNX})}
+    backends: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+    extra: ClassVar[str | None] = "onnx"
+    seconds_guess: ClassVar[float] = 6.0
+
+    precision: str
+    policy: Policy
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """A quarter of the bytes; refuses what onnxruntime's quantizer has no form for."""
+        model = inputs["model"]
+        for override in self.policy.overrides:
+            if override.scheme not in {"float", self.policy.default}:
+                return Refusal(reason=f"in ONNX a policy with default '{self.policy.default}' can't hold '{override.scheme}' operators",
+                               hint="override with scheme 'float'")
+        if self.policy.default == "weight-only":
+            return Refusal(reason="ONNX has no preset for weight-only INT8", hint="use dynamic-int8")
+        return model.model_copy(update={"precision": self.precision, "bytes": (model.bytes or 0) // 4, "facts": {}})
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Quantize every operator that the policy does not leave in float."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+        path = inputs["model"].path / "model.onnx"
+        target = out / "model.onnx"
+        left = left_in_float(onnx.load(path, load_external_data=False), self.policy)
+        context.report(None, f"quantizing ({self.precision})")
+        if self.policy.default == "dynamic":
+            quantize_dynamic(path, target, per_channel=True, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
+        else:
+            feeds = calibration_feeds(inputs["checkpoint"].path, inputs["calibration"].path)
+            quantize_static(
+                path, target, _Reader(feeds, context), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=left,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8)
+        return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
+
+
+class _Reader:
+    """The calibration data in the form that onnxruntime reads it; counts for the progress."""
+
+    def __init__(self, feeds: list[dict[str, np.ndarray]], context: Context) -> None:
+        self._feeds, self._context, self._done = feeds, context, 0
+        self._next = iter(feeds)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return iter(self.get_next, None)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        self._context.report(self._done / len(self._feeds), "measuring activation ranges")
+        self._done += 1
+        return next(self._next, None)
+
+
+def left_in_float(model: onnx.ModelProto, policy: Policy) -> list[str]:
+    """Names of the nodes that the policy leaves in float; the last override that matches decides."""
+    left = []
+    for node in model.graph.node:
+        scheme = policy.default
+        for override in policy.overrides:
+            if any(fnmatchcase(name, override.match) for name in (node.name, *node.input, *node.output, f"op:{node.op_type}")):
+                scheme = override.scheme
+        if scheme == "float":
+            left.append(node.name)
+    return left

@@ -1,0 +1,339 @@
+"""What a checkpoint is, read from its small files alone: no framework, no weights in memory.
+
+Everything that can be refused before any work is refused here: damaged or pickled weights, an unsupported architecture, a task that
+the model has no head for, a tokenizer that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgeexport.artifact import Kind, Spec, Task
+from edgeexport.errors import CheckpointError
+from edgeexport.recipe import ModelSection
+from edgeexport.session.text import TextSpec
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+# Files that make a checkpoint, besides its weights. Everything else in the directory (other formats, training state) is left alone.
+KEPT = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|modules|sentence_bert_config"
+    r"|config_sentence_transformers)\.json|vocab\.txt|merges\.txt|bpe\.codes|[\w.-]+\.model|[0-9]+_\w+/config\.json"
+    r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.md",
+    re.IGNORECASE,
+)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
+# Encoders that tests send through every exporter, with what sets them apart: the offset by which position ids start
+# (RoBERTa counts from pad_token_id + 1), and whether the model takes token_type_ids.
+ENCODERS: dict[str, tuple[int, bool]] = {
+    "albert": (0, True),
+    "bert": (0, True),
+    "camembert": (2, False),
+    "distilbert": (0, False),
+    "electra": (0, True),
+    "mobilebert": (0, True),
+    "mpnet": (2, False),
+    "roberta": (2, False),
+    "xlm-roberta": (2, False),
+}
+
+HEADS = {
+    Task.TEXT_CLASSIFICATION: ("ForSequenceClassification",),
+    Task.TOKEN_CLASSIFICATION: ("ForTokenClassification",),
+    Task.QUESTION_ANSWERING: ("ForQuestionAnswering",),
+    Task.FILL_MASK: ("ForMaskedLM", "ForPreTraining"),
+}
+# Tasks whose input may be two texts; only they need token_type_ids.
+PAIR_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.QUESTION_ANSWERING})
+VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's directory (or the small files of one on a hub) and the sizes of its files.
+
+    Attributes:
+        name: how messages call it: the path or hub id.
+        path: where the small files are.
+        sizes: name → bytes of every file that belongs to the checkpoint.
+        headers: weight file → its safetensors header.
+    """
+
+    name: str
+    path: Path
+    sizes: dict[str, int]
+    headers: dict[str, dict[str, Any]]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's `config.json`.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        return self.json("config.json", required=True)
+
+    def json(self, name: str, *, required: bool = False) -> dict[str, Any]:
+        """A JSON file of the checkpoint; empty where there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or required and missing.
+        """
+        path = self.path / name
+        if not path.is_file():
+            if required:
+                raise CheckpointError(f"{self.name} has no {name}.",
+                                      hint="a checkpoint is a directory with config.json, safetensors and tokenizer files")
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as exc:
+            raise CheckpointError(f"{self.name}: {name} is not valid JSON.", why=str(exc)) from exc
+        return value if isinstance(value, dict) else {"": value}
+
+    @property
+    def architecture(self) -> str:
+        """Transformers' ``model_type``.
+
+        Raises:
+            CheckpointError: it is missing or not supported.
+        """
+        model_type = self.config.get("model_type")
+        if model_type in ENCODERS:
+            return str(model_type)
+        if model_type is None:
+            raise CheckpointError(f"{self.name}: config.json has no model_type.", hint="is this a Transformers checkpoint?")
+        raise CheckpointError(f"{self.name}: the architecture '{model_type}' is not supported.",
+                              why=f"proven so far: {', '.join(ENCODERS)}")
+
+    def task(self, wanted: Task | None) -> Task:
+        """The task to build for: the wanted one, if the model has the head for it, else the one its head is for.
+
+        Raises:
+            CheckpointError: the model has no head for the wanted task.
+        """
+        classes = [str(name) for name in self.config.get("architectures") or []]
+        if wanted is None:
+            for task, suffixes in HEADS.items():
+                if any(name.endswith(suffixes) for name in classes):
+                    return task
+            return Task.SENTENCE_SIMILARITY if self.modules else Task.FEATURE_EXTRACTION
+        suffixes = HEADS.get(wanted, ())
+        if suffixes and not any(name.endswith(suffixes) for name in classes):
+            raise CheckpointError(
+                f"{self.name} cannot do {wanted}.",
+                why=f"config.json names {', '.join(classes) or 'no class'}, but the task needs …{suffixes[0]}: its head was never trained",
+                hint=f"build it for {self.task(None)}, or fine-tune it first")
+        return wanted
+
+    @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """The modules of a sentence-transformers checkpoint; empty for another."""
+        modules = self.json("modules.json").get("", [])
+        for module in modules:
+            if module.get("type", "").rpartition(".")[2] not in {"Transformer", "Pooling", "Normalize"}:
+                raise CheckpointError(f"{self.name}: the sentence-transformers module {module.get('type')} is not supported.",
+                                      why="supported: Transformer, Pooling, Normalize")
+        return list(modules)
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored floating-point weights; a tied weight is stored, and counts, once."""
+        count = 0
+        for header in self.headers.values():
+            for name, tensor in header.items():
+                if name != "__metadata__" and tensor["dtype"].startswith(("F", "BF")):
+                    elements = 1
+                    for size in tensor["shape"]:
+                        elements *= size
+                    count += elements
+        return count
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, in the order of the logits; empty where the task has none."""
+        mapping = self.config.get("id2label") or {}
+        return [str(mapping[key]) for key in sorted(mapping, key=int)]
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the model card's front matter states, as it states it."""
+        card = self.path / "README.md"
+        if not card.is_file():
+            return None
+        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        stated = re.search(r"^licen[cs]e:\s*(\S.*)$", front.group(1), re.MULTILINE) if front else None
+        return stated.group(1).strip().strip("'\"") if stated else None
+
+    def spec(self, section: ModelSection) -> Spec:
+        """The artifact spec of this checkpoint, for the task that the recipe wants or the head implies.
+
+        Raises:
+            CheckpointError: any reason not to go on.
+        """
+        architecture, task = self.architecture, self.task(section.task)
+        self.require_tokenizer()
+        labelled = task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}
+        return Spec(kind=Kind.CHECKPOINT, task=task, architecture=architecture, precision="float32", bytes=sum(self.sizes.values()),
+                    parameters=self.parameters,
+                    facts={"labels": self.labels if labelled else [], "licence": self.licence,
+                           "problem_type": self.config.get("problem_type"),
+                           "vocabulary": self.config.get("vocab_size")})
+
+    def require_tokenizer(self) -> None:
+        """Raises CheckpointError where there is no tokenizer."""
+        if not any(name in self.sizes for name in TOKENIZER_FILES):
+            raise CheckpointError(f"{self.name} has no tokenizer.", why=f"none of {', '.join(TOKENIZER_FILES)} is there",
+                                  hint="copy the tokenizer's files beside config.json")
+
+    def text_spec(self, section: ModelSection) -> TextSpec:
+        """How text becomes this model's inputs, each value with the file it was read from; the recipe's values win.
+
+        Raises:
+            CheckpointError: a value that the model can't have.
+        """
+        task, sources = self.task(section.task), {}
+        own, sources["own_max_length"] = self._own_max_length()
+        longest = section.max_length or own
+        if longest > own:
+            raise CheckpointError(f"{self.name} reads at most {own} tokens ({sources['own_max_length']}), not {longest}.",
+                                  hint="lower model.max_length in the recipe")
+        sources["max_length"] = "recipe" if section.max_length else sources["own_max_length"]
+
+        pooling, normalize = None, False
+        if task in VECTOR_TASKS:
+            pooling, sources["pooling"] = self._pooling(task)
+            normalize, sources["normalize"] = self._normalize()
+            if section.pooling is not None:
+                pooling, sources["pooling"] = section.pooling, "recipe"
+            if section.normalize is not None:
+                normalize, sources["normalize"] = section.normalize, "recipe"
+
+        prompts = self.json("config_sentence_transformers.json").get("prompts") or {}
+        prefixes = {}
+        for key, given in (("query", section.query_prefix), ("document", section.document_prefix)):
+            prefixes[key] = prompts.get(key, "") if given is None else given
+            if prefixes[key]:
+                sources[f"{key}_prefix"] = "recipe" if given is not None else "config_sentence_transformers.json: prompts"
+
+        _, takes_types = ENCODERS[self.architecture]
+        inputs = ("input_ids", "attention_mask", "token_type_ids") if takes_types and task in PAIR_TASKS else (
+            "input_ids", "attention_mask")
+        pad = self.config.get("pad_token_id")
+        sources["pad_id"] = "default 0" if pad is None else "config.json: pad_token_id"
+        return TextSpec(max_length=longest, own_max_length=own, pad_id=pad or 0, inputs=inputs, pooling=pooling, normalize=normalize,
+                        query_prefix=prefixes["query"], document_prefix=prefixes["document"], sources=sources)
+
+    def _own_max_length(self) -> tuple[int, str]:
+        offset, _ = ENCODERS[self.architecture]
+        limits = []
+        if "max_position_embeddings" in self.config:
+            limits.append((int(self.config["max_position_embeddings"]) - offset, "config.json: max_position_embeddings"))
+        stated = self.json("tokenizer_config.json").get("model_max_length")
+        if stated is not None and stated < 1_000_000:  # "no limit" is stored as a huge number
+            limits.append((int(stated), "tokenizer_config.json: model_max_length"))
+        sentence = self.json("sentence_bert_config.json").get("max_seq_length")
+        if sentence is not None:
+            limits.append((int(sentence), "sentence_bert_config.json: max_seq_length"))
+        if not limits:
+            return 512, "default: the checkpoint states no limit"
+        return min(limits)
+
+    def _pooling(self, task: Task) -> tuple[str, str]:
+        for module in self.modules:
+            if module["type"].endswith(".Pooling"):
+                file = f"{module['path']}/config.json"
+                config = self.json(file, required=True)
+                modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
+                         "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len", "pooling_mode_lasttoken": "lasttoken"}
+                chosen = [mode for key, mode in modes.items() if config.get(key)]
+                if len(chosen) != 1:
+                    raise CheckpointError(f"{self.name}: {file} wants {len(chosen)} pooling modes.",
+                                          why="exactly one of " + ", ".join(modes.values()) + " is supported")
+                return chosen[0], file
+        if task is Task.SENTENCE_SIMILARITY:
+            return "mean", "default: the checkpoint has no modules.json"
+        return "none", "default: one vector per token"
+
+    def _normalize(self) -> tuple[bool, str]:
+        if any(module["type"].endswith(".Normalize") for module in self.modules):
+            return True, "modules.json"
+        return False, "modules.json has no Normalize" if self.modules else "default: the checkpoint has no modules.json"
+
+
+def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
+    """The checkpoint in a local directory.
+
+    Raises:
+        CheckpointError: no directory, no weights, only pickled ones, or damaged ones.
+    """
+    name = name or str(path)
+    if not path.is_dir():
+        raise CheckpointError(f"There is no directory {path}.")
+    files = {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+    weights = choose_weights(name, path, files)
+    sizes = {file: size for file, size in files.items() if KEPT.fullmatch(file) or file in weights or file == WEIGHTS_INDEX}
+    headers = {file: read_safetensors_header(path / file) for file in weights}
+    return Checkpoint(name, path, sizes, headers)
+
+
+def choose_weights(name: str, path: Path, files: dict[str, int]) -> list[str]:
+    """Which of a checkpoint's files hold its weights: one file, or the shards that the index names.
+
+    Raises:
+        CheckpointError: none, only pickled ones, or a shard is missing.
+    """
+    if WEIGHTS in files:
+        return [WEIGHTS]
+    if WEIGHTS_INDEX in files:
+        try:
+            index = json.loads((path / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+            shards = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError) as exc:
+            raise CheckpointError(f"{name}: {WEIGHTS_INDEX} is damaged.", why=str(exc)) from exc
+        missing = [shard for shard in shards if shard not in files]
+        if missing:
+            raise CheckpointError(f"{name} lacks {len(missing)} of {len(shards)} weight files.", why=f"missing: {', '.join(missing)}",
+                                  hint="download the checkpoint again")
+        return shards
+    pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        raise CheckpointError(
+            f"{name} has only pickled weights ({pickled[0]}).", why="loading a pickle can run any code, so it is never done",
+            hint="save it again where you trust it: AutoModel.from_pretrained(…).save_pretrained(…) writes safetensors")
+    raise CheckpointError(f"{name} has no weights.", why=f"neither {WEIGHTS} nor {WEIGHTS_INDEX} is there")
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, after checking that all the data it promises is there.
+
+    Source: the format's README (8 bytes of header length, little endian; JSON; data).
+
+    Raises:
+        CheckpointError: damaged or cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length + 8 > size:
+            raise CheckpointError(f"{path} is damaged.", why="it ends within its header", hint="download or copy the file again")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise CheckpointError(f"{path} is damaged.", why=f"its header is not readable: {exc}",
+                                  hint="download or copy the file again") from exc
+    if size != 8 + length + end:
+        raise CheckpointError(f"{path} is {'cut off' if size < 8 + length + end else 'damaged'}.",
+                              why=f"its header promises {8 + length + end:,} bytes, it has {size:,}",
+                              hint="download or copy the file again")
+    return header

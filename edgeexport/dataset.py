@@ -1,0 +1,191 @@
+"""Data sets: rows with named fields, read from a user's file or shipped, and what is known of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from edgeexport.artifact import Artifact, Kind, Model, Spec, Task, digest_bytes
+from edgeexport.errors import DataError
+from edgeexport.recipe import DataFile
+from edgeexport.source import Leaf
+from edgeexport.store import Store
+
+ROWS_FILE = "rows.jsonl"
+
+
+class Row(Model):
+    """One example.
+
+    Attributes:
+        id: unique in its data set.
+        text: the text; for question answering, the question.
+        text_pair: the second text of a pair; for question answering, the context.
+        role: ``query`` or ``document`` in a retrieval set; decides the prefix.
+        label: the right class, or for a query the id of the right document.
+    """
+
+    id: str
+    text: str
+    text_pair: str | None = None
+    role: str | None = None
+    label: str | None = None
+
+
+class Dataset(Model):
+    """Rows and where they are from.
+
+    Attributes:
+        name: ``probes``, ``texts``, ``evaluation``, ``calibration``.
+        rows: the examples, in the file's order.
+        origin: the file, or what it is.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    origin: str
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Digest of the normalized text of each row → the text. Copies with other case, spacing or punctuation have the same."""
+        return {digest_bytes(normalized(row.text + (row.text_pair or "")).encode()): row.text for row in self.rows}
+
+    def leaf(self, store: Store) -> Leaf:
+        """The rows as an input of the graph; they are put into the store at once."""
+        with store.workplace() as place:
+            out = place / "out"
+            out.mkdir()
+            with (out / ROWS_FILE).open("w", encoding="utf-8") as file:
+                for row in self.rows:
+                    file.write(row.model_dump_json(exclude_none=True) + "\n")
+            tree = store.put_tree(out)
+        spec = Spec(kind=Kind.DATASET, bytes=tree[ROWS_FILE].size,
+                    facts={"name": self.name, "rows": len(self.rows), "labelled": any(row.label is not None for row in self.rows)})
+        return Leaf(where="store", artifact=Artifact(tree=tree, spec=spec))
+
+
+def normalized(text: str) -> str:
+    """A text without what copying changes: case, compatibility forms, punctuation, runs of blanks."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w]+", " ", folded).split()) or folded
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a stored data set."""
+    with path.open(encoding="utf-8") as file:
+        return [Row.model_validate_json(line) for line in file]
+
+
+def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labelled: bool, classes: Iterable[str] = ()) -> Dataset:
+    """A user's data set, with its fields checked against the task.
+
+    Args:
+        name: what the data set is for.
+        source: file, fields and filter.
+        base: where relative paths count from.
+        task: decides which fields a row needs.
+        labelled: whether each row needs its label.
+        classes: the model's classes, for text classification; a label may also be the number of a class.
+
+    Raises:
+        DataError: the file is missing, not of a known form, empty, or a row lacks a field; names the row and the fields that are there.
+    """
+    path = base / source.file
+    retrieval = task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} and labelled
+    if retrieval and source.corpus is None:
+        raise DataError(f"The {name} data for {task} needs a corpus.", why="a query is right when it finds its answer among texts",
+                        hint=f'add corpus = "answers.jsonl" (fields id, text) beside file in [data.{name}]')
+    pick = _picker(path, source)
+    rows = []
+    if source.corpus is not None and retrieval:
+        corpus = base / source.corpus
+        get = _picker(corpus, DataFile(file=corpus))
+        rows += [Row(id=get(record, "id"), text=get(record, "text"), role="document") for record in read_records(corpus)]
+    known = {row.id for row in rows}
+    label_names = dict(enumerate(classes))
+    for number, record in enumerate(read_records(path)):
+        if any(str(record.get(column)) != value for column, value in source.where.items()):
+            continue
+        row_id = f"{name}-{number}"
+        if task is Task.QUESTION_ANSWERING:
+            row = Row(id=row_id, text=pick(record, "question"), text_pair=pick(record, "context"))
+        elif retrieval:
+            row = Row(id=row_id, text=pick(record, "text"), role="query", label=pick(record, "answer"))
+            if row.label not in known:
+                raise DataError(f"{path}: row {number + 1} has the answer '{row.label}', which is not in {source.corpus}.")
+        else:
+            pair = record.get(source.fields.get("text_pair", "text_pair"))
+            label = _class_label(pick(record, "label"), label_names, path, number) if labelled else None
+            row = Row(id=row_id, text=pick(record, "text"), text_pair=pair, label=label)
+        rows.append(row)
+    if not any(row.role != "document" for row in rows):
+        raise DataError(f"{path} has no rows{' where ' + str(source.where) if source.where else ''}.")
+    return Dataset(name=name, rows=tuple(rows), origin=str(source.file))
+
+
+def read_texts(path: Path) -> Dataset:
+    """A user's unlabelled texts: one per line, or the field ``text`` of a table.
+
+    Raises:
+        DataError: the file is missing or has no texts.
+    """
+    pick = _picker(path, DataFile(file=path))
+    rows = tuple(Row(id=f"texts-{number}", text=pick(record, "text"), text_pair=record.get("text_pair"))
+                 for number, record in enumerate(read_records(path)))
+    if not rows:
+        raise DataError(f"{path} has no texts.")
+    return Dataset(name="texts", rows=rows, origin=str(path))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl, .csv, .tsv or .txt file.
+
+    Raises:
+        DataError: the file is missing, or not what its name says.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".jsonl":
+                records = [json.loads(line) for line in file if line.strip()]
+            elif path.suffix in {".csv", ".tsv"}:
+                records = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            elif path.suffix == ".txt":
+                records = [{"text": line.rstrip("\r\n")} for line in file if line.strip()]
+            else:
+                raise DataError(f"{path} is of an unknown form.", why="known: .jsonl, .csv, .tsv, .txt (one text per line)")
+    except OSError as exc:
+        raise DataError(f"Cannot read the data file {path}.", why=exc.strerror) from exc
+    except (ValueError, csv.Error) as exc:
+        raise DataError(f"{path} is not a valid {path.suffix} file.", why=str(exc)) from exc
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: row {number + 1} is not an object with named fields.")
+    return records
+
+
+def _picker(path: Path, source: DataFile) -> Callable[[dict[str, Any], str], str]:
+    """A function that takes one of our fields from a record, or says which fields are there."""
+
+    def pick(record: dict[str, Any], field: str) -> str:
+        column = source.fields.get(field, field)
+        value = record.get(column)
+        if value is None:
+            raise DataError(f"{path} has no field '{column}'.", why=f"its fields are {', '.join(map(str, record))}",
+                            hint=f'name the right one: fields = {{ {field} = "…" }}')
+        return str(value)
+
+    return pick
+
+
+def _class_label(label: str, names: dict[int, str], path: Path, number: int) -> str:
+    if not names or label in names.values():
+        return label
+    if label.isdigit() and int(label) in names:
+        return names[int(label)]
+    raise DataError(f"{path}: row {number + 1} has the label '{label}', which the model does not know.",
+                    why=f"its classes are {', '.join(names.values())}")

@@ -1,0 +1,61 @@
+"""A quantizer's option: a default scheme and ordered overrides; the named ones are presets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeexport.artifact import Model
+from edgeexport.errors import UnknownName
+
+Scheme = Literal["float", "dynamic", "weight-only", "static"]
+
+
+class Override(Model):
+    """Another scheme for what matches.
+
+    Attributes:
+        match: a shell pattern, tried on the names of an operator's weights and outputs; ``op:NAME`` matches every operator of that type.
+        scheme: how those operators are computed. In one file all operators that are not ``float`` have the default scheme, but
+            ``static`` may be mixed with ``dynamic``.
+    """
+
+    match: str
+    scheme: Scheme
+
+
+class Policy(Model):
+    """How the operators of a model are computed; the last override that matches decides."""
+
+    default: Scheme
+    overrides: tuple[Override, ...] = ()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether some operator has a static activation scale, which must be measured on data."""
+        return self.default == "static" or any(override.scheme == "static" for override in self.overrides)
+
+
+PRESETS: dict[str, dict[str, Policy]] = {
+    "onnx": {
+        "float32": Policy(default="float"),
+        "dynamic-int8": Policy(default="dynamic"),
+        "static-int8": Policy(default="static"),
+    },
+    "tflite": {
+        "float32": Policy(default="float"),
+        "dynamic-int8": Policy(default="dynamic"),
+        "weight-only-int8": Policy(default="weight-only"),
+        "static-int8": Policy(default="static"),
+    },
+}
+
+
+def preset(model_format: str, name: str) -> Policy:
+    """The policy that `name` stands for in a format.
+
+    Raises:
+        UnknownName: the format has no such preset.
+    """
+    if name not in PRESETS[model_format]:
+        raise UnknownName.among(f"{model_format} precision", name, PRESETS[model_format])
+    return PRESETS[model_format][name]

@@ -1,0 +1,148 @@
+"""A recipe: the TOML file in which a user says what to build. `edgeexport init` writes a commented one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from edgeexport.artifact import Model, Task
+from edgeexport.errors import RecipeError
+from edgeexport.policy import Override, Policy, preset
+from edgeexport.target import Budget, Lane
+from edgeexport.toml_file import read_toml, validated
+
+RECIPE_FILE = "edgeexport.toml"
+
+Pooling = Literal["none", "mean", "cls", "max", "mean_sqrt_len", "lasttoken"]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class ModelSection(Model):
+    """Where the checkpoint is, and what the checkpoint's own files leave open or get wrong."""
+
+    source: str = Field(description="Hub id, directory, or package:NAME/PATH.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    task: Task | None = None
+    max_length: int | None = Field(None, gt=2, description="Longest text in tokens; default: the model's own.")
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+
+class ExportSection(Model):
+    """How the graphs are made."""
+
+    lengths: tuple[int, ...] | None = Field(None, description="Length buckets of TFLite, one signature each, in tokens.")
+    opset: int = Field(18, ge=18, le=23, description="ONNX opset.")
+
+
+class Precision(Model):
+    """A preset, and overrides to it."""
+
+    preset: str
+    overrides: tuple[Override, ...] = ()
+
+
+class PrecisionSection(Model):
+    """Another precision than the target's lanes declare, by format or by lane; a lane's wins."""
+
+    onnx: Precision | None = None
+    tflite: Precision | None = None
+    lanes: dict[str, Precision] = {}
+
+
+class DataFile(Model):
+    """A file with one row per example: .jsonl, .csv, .tsv, or .txt with one text per line.
+
+    Attributes:
+        file: path; relative ones count from the recipe's directory.
+        corpus: for retrieval, a second file with the texts to be found (fields ``id`` and ``text``).
+        fields: our field name → the file's. Ours are ``text``, ``text_pair``, ``label``, ``question``, ``context``, and ``answer``
+            (retrieval: the id of the right corpus row).
+        where: column → value; other rows are left out.
+    """
+
+    file: Path
+    corpus: Path | None = None
+    fields: dict[str, str] = {}
+    where: dict[str, str] = {}
+
+
+class DataSection(Model):
+    """The data: what judges the model, and what shapes it."""
+
+    texts: Path | None = Field(None, description="Unlabelled texts of yours on which parity is measured too.")
+    evaluation: DataFile | None = Field(None, description="Labelled data; judges, and may shape nothing.")
+    calibration: DataFile | None = Field(None, description="Texts for activation ranges of static INT8.")
+
+
+class MetricSection(Model):
+    """The task metric's margin."""
+
+    max_drop: float = Field(0.02, gt=0, lt=1, description="Largest loss against the float32 original, as a share (0.02 = 2 points).")
+
+
+class Recipe(Model):
+    """What to build."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Name
+    model: ModelSection
+    export: ExportSection = ExportSection()
+    precision: PrecisionSection = PrecisionSection()
+    data: DataSection = DataSection()
+    metric: MetricSection = MetricSection()
+    parity: dict[str, float] = Field(default={}, description="Margins other than the defaults; see the README's table.")
+    budget: Budget = Budget()
+    directory: Path = Field(default=Path("."), exclude=True, description="Where relative paths count from; not a key of the file.")
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Recipe:
+        lengths, longest = self.export.lengths, self.model.max_length
+        if lengths is not None:
+            if list(lengths) != sorted(set(lengths)) or lengths[0] < 3:
+                raise ValueError(f"export.lengths must rise and start at 3 or more, got {list(lengths)}")
+            if longest is not None and lengths[-1] != longest:
+                raise ValueError(f"export.lengths ends at {lengths[-1]}, but model.max_length is {longest}")
+        return self
+
+    def policy(self, lane: Lane) -> tuple[str, Policy]:
+        """Name and value of the policy for a lane: the recipe's for the lane, else for its format, else the lane's own.
+
+        The name is the preset's; with overrides, ``custom`` is appended, so that two variants never share a name by accident.
+
+        Raises:
+            UnknownName: no such preset.
+        """
+        chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
+        policy = preset(lane.format, chosen.preset)
+        if chosen.overrides:
+            return f"{chosen.preset}-custom", Policy(default=policy.default, overrides=policy.overrides + chosen.overrides)
+        return chosen.preset, policy
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        RecipeError: it can't be read or is not valid; names the key and the nearest valid one.
+    """
+    if path.is_dir():
+        path = path / RECIPE_FILE
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe {path}.", hint="`edgeexport init MODEL` writes one")
+    recipe = read_toml(path, Recipe, RecipeError)
+    if "directory" in recipe.model_fields_set:
+        raise RecipeError(f"Unknown key 'directory' in {path}.")
+    return recipe.model_copy(update={"directory": path.parent.absolute()})
+
+
+def recipe_for(source: str, **sections: object) -> Recipe:
+    """A recipe for a bare model name, as `edgeexport build MODEL` uses it."""
+    stem = source.rstrip("/").split("/")[-1].lower() or "model"
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("._-") or "model"
+    data = {"schema": 1, "name": name, "model": {"source": source}} | sections
+    return validated(data, Recipe, RecipeError, "the command line").model_copy(update={"directory": Path.cwd()})

@@ -1,0 +1,116 @@
+"""The measuring agent: runs a job where the runtime is, with nothing else installed, and writes what it found.
+
+    python agent.py JOB.json
+
+A job is ``{"do": "answers" | "speed" | "golden", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
+Progress goes to standard output, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeexport.errors import EdgeExportError
+from edgeexport.session import tasks
+from edgeexport.session.evidence import Answers, read_json_lines
+from edgeexport.session.payload import Payload, Session
+
+
+def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Answers:
+    """The answers of a session to the rows of a data set."""
+    head, spec = session.payload.head, session.payload.spec
+    found = Answers([], [], [], [])
+    for number, row in enumerate(rows):
+        encoded = session.encode(row["text"], row.get("text_pair"), row.get("role"))
+        outputs = session.outputs(encoded)
+        found.numbers.append(np.asarray(tasks.numbers(head, spec, encoded, outputs), np.float32))
+        found.decisions.append(tasks.decision(head, spec, encoded, outputs))
+        found.tokens.append(len(encoded.ids))
+        found.truncated.append(encoded.truncated)
+        if number % 50 == 49:
+            report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
+    return found
+
+
+def measure_answers(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Answer every data set of the job; one .npz file each."""
+    session = open_session(job)
+    for name, path in job["datasets"].items():
+        answer_rows(session, read_json_lines(Path(path)), name).save(out / f"{name}.npz")
+    return {}
+
+
+def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Load time in seconds, latency by length in milliseconds, and peak memory of a process that only runs this model.
+
+    Each length gets a full text of that length. Rounds go through all lengths in turn, so that a slow moment of the machine meets them
+    all.
+    """
+    started = time.perf_counter()
+    session = open_session(job)
+    load_seconds = time.perf_counter() - started
+    spec = session.payload.spec
+    lengths = [length for length in job["lengths"] if length <= spec.max_length]
+    base = session.encode(" ".join(["many words make a long text that fills every length there is"] * 64),
+                          "a second text" if session.payload.head.task == "question-answering" else None)
+    feeds = {}
+    for length in lengths:
+        ids = np.resize(base.ids[1:-1], length - 2)
+        full = {name: np.zeros((1, length), np.int64) for name in spec.inputs}
+        full["input_ids"][0] = np.concatenate([base.ids[:1], ids, base.ids[-1:]])
+        full["attention_mask"][:] = 1
+        feeds[length] = full
+        session.model.run(full)  # the first run allocates
+    memory = peak_rss_mb()
+    times: dict[int, list[float]] = {length: [] for length in lengths}
+    for number in range(job["rounds"]):
+        report(number / job["rounds"], f"timing, round {number + 1} of {job['rounds']}")
+        for length in lengths:
+            started = time.perf_counter()
+            session.model.run(feeds[length])
+            times[length].append(1000 * (time.perf_counter() - started))
+    latency = {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
+               for length, values in times.items()}
+    return {"load_seconds": load_seconds, "latency_ms": latency, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"]}
+
+
+def open_session(job: dict[str, Any]) -> Session:
+    """The session that a job asks for."""
+    return Session(Payload(Path(job["payload"])), job["variant"], job["runtime"], job["threads"])
+
+
+def peak_rss_mb() -> float:
+    """Highest resident memory of this process so far, in MB of 2^20 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(fraction: float, message: str) -> None:
+    """Tell the supervisor how far the job is."""
+    sys.stdout.write(json.dumps({"fraction": fraction, "message": message}) + "\n")
+    sys.stdout.flush()
+
+
+JOBS = {"answers": measure_answers, "speed": measure_speed}
+
+
+def main(path: str) -> int:
+    """Run the job in a file; its result or its error goes to `result.json` in the job's output directory."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    out = Path(job["out"])
+    try:
+        result = {"result": JOBS[job["do"]](job, out)}
+    except EdgeExportError as exc:
+        result = {"error": exc.as_dict()}
+    (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return 0 if "result" in result else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,103 @@
+"""A bundle as an app uses it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgeexport.errors import BundleError, RuntimeUnavailable, UnknownName
+from edgeexport.session.payload import RUNTIMES, Payload, Session
+
+MANIFEST_FILE = "manifest.json"
+
+
+class Bundle:
+    """A sealed bundle, as a directory or an archive::
+
+        bundle = Bundle.open("help-search-raspberrypi.zip")
+        vector = bundle.run("how do I reset my password?")
+    """
+
+    def __init__(self, directory: Path, lane: str | None, threads: int, unpacked: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        """Use :meth:`open`."""
+        self.directory = directory
+        self._unpacked = unpacked  # kept alive as long as the bundle
+        self._threads = threads
+        try:
+            self.manifest: dict[str, Any] = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+            self.lanes: dict[str, dict[str, Any]] = self.manifest["lanes"]
+        except FileNotFoundError as exc:
+            raise BundleError(f"{directory} is not a bundle.", why=f"it has no {MANIFEST_FILE}") from exc
+        except (ValueError, KeyError) as exc:
+            raise BundleError(f"{directory} is damaged.", why=f"{MANIFEST_FILE} cannot be read: {exc}") from exc
+        self.payload = Payload(directory)
+        if lane is not None and lane not in self.lanes:
+            raise UnknownName.among("lane", lane, self.lanes)
+        self._lane = lane
+
+    @classmethod
+    def open(cls, path: str | Path, *, lane: str | None = None, threads: int = 1) -> Bundle:
+        """Open a bundle.
+
+        Args:
+            path: its directory, or its archive, which is unpacked to a temporary place.
+            lane: which lane to run; default: the first whose runtime is installed.
+            threads: how many threads an operator may use.
+
+        Raises:
+            BundleError: it is not a bundle, or damaged.
+            UnknownName: it has no such lane.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls(path, lane, threads)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = tempfile.TemporaryDirectory(prefix="edgeexport-")
+                archive.extractall(unpacked.name)
+        except FileNotFoundError as exc:
+            raise BundleError(f"There is no bundle at {path}.") from exc
+        except zipfile.BadZipFile as exc:
+            raise BundleError(f"{path} is not a bundle.", why=str(exc)) from exc
+        return cls(Path(unpacked.name), lane, threads, unpacked)
+
+    @property
+    def lane(self) -> str:
+        """The lane that is run.
+
+        Raises:
+            RuntimeUnavailable: no lane's runtime is installed.
+        """
+        if self._lane is not None:
+            return self._lane
+        for name, entry in self.lanes.items():
+            if importlib.util.find_spec(RUNTIMES[entry["runtime"]][0].partition(".")[0]) is not None:
+                return name
+        wanted = sorted({str(entry["runtime"]) for entry in self.lanes.values()})
+        raise RuntimeUnavailable("No runtime of this bundle is installed here.", hint=f"pip install {' or '.join(wanted)}")
+
+    @cached_property
+    def session(self) -> Session:
+        """The loaded lane."""
+        entry = self.lanes[self.lane]
+        return Session(self.payload, entry["variant"], entry["runtime"], self._threads)
+
+    def run(self, text: str, pair: str | None = None, *, role: str | None = None) -> Any:
+        """The answer to a text, in the form of Transformers' pipelines; for an embedder, the vector as float32 [hidden].
+
+        Args:
+            text: the text; for question answering, the question.
+            pair: the second text; for question answering, the context.
+            role: ``query`` or ``document``, where an embedder tells them apart.
+        """
+        return self.session.answer(text, pair, role)
+
+    def run_all(self, texts: Sequence[str]) -> list[Any]:
+        """The answers to several texts."""
+        return [self.run(text) for text in texts]

@@ -1,0 +1,54 @@
+"""What a lane, or the reference, answered on a data set: arrays in one file, written and read by the same code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Answers:
+    """The answers to the rows of a data set, in the rows' order.
+
+    Attributes:
+        numbers: for each row float32 [positions, values], as :func:`edgeexport.session.tasks.numbers` gives them.
+        decisions: for each row the integers of :func:`edgeexport.session.tasks.decision`.
+        tokens: for each row the number of tokens that the model saw.
+        truncated: for each row whether tokens were cut off.
+    """
+
+    numbers: list[np.ndarray]
+    decisions: list[list[int]]
+    tokens: list[int]
+    truncated: list[bool]
+
+    def save(self, path: Path) -> None:
+        """Write one .npz file."""
+        width = self.numbers[0].shape[1] if self.numbers else 0
+        np.savez(
+            path,
+            numbers=np.concatenate([*self.numbers, np.zeros((0, width), np.float32)]).astype(np.float32),
+            positions=np.array([len(rows) for rows in self.numbers], np.int64),
+            decisions=np.array([value for row in self.decisions for value in row], np.int64),
+            decided=np.array([len(row) for row in self.decisions], np.int64),
+            tokens=np.array(self.tokens, np.int64),
+            truncated=np.array(self.truncated, np.bool_),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Answers:
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as file:
+            numbers = np.split(file["numbers"], np.cumsum(file["positions"])[:-1]) if len(file["positions"]) else []
+            decided = np.split(file["decisions"], np.cumsum(file["decided"])[:-1]) if len(file["decided"]) else []
+            return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,124 @@
+"""A payload on disk: models, tokenizer and what they mean; and a session that runs one of its variants."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgeexport.errors import BundleError, DataError, RuntimeUnavailable
+from edgeexport.session import tasks
+from edgeexport.session.run_onnxruntime import OnnxModel
+from edgeexport.session.run_tflite import TfliteModel
+from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
+
+PAYLOAD_FILE = "payload.json"
+
+# Runtime → the module that must be importable, and how a model is loaded with it.
+RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Any]]] = {
+    "onnxruntime": ("onnxruntime", OnnxModel),
+    "ai-edge-litert": ("ai_edge_litert.interpreter", lambda path, threads: TfliteModel(path, threads, "ai_edge_litert.interpreter")),
+    "tflite-runtime": ("tflite_runtime.interpreter", lambda path, threads: TfliteModel(path, threads, "tflite_runtime.interpreter")),
+}
+
+
+class TruncationWarning(UserWarning):
+    """A text was longer than the model reads, and was cut."""
+
+
+class LoadedModel(Protocol):
+    """A model in a runtime."""
+
+    lengths: tuple[int, ...]
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+
+
+class Payload:
+    """The payload below a directory.
+
+    Attributes:
+        head: what the outputs mean.
+        spec: how text becomes inputs.
+        variants: variant name → its entry of payload.json.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read the payload's description.
+
+        Raises:
+            BundleError: there is none, or it is damaged.
+        """
+        self.directory = directory
+        try:
+            data = json.loads((directory / PAYLOAD_FILE).read_text(encoding="utf-8"))
+            self.head = tasks.Head(data["task"], tuple(data["labels"]), data["problem_type"])
+            self.variants: dict[str, dict[str, Any]] = data["variants"]
+            self.spec = read_text_spec(directory / "text" / "text.json")
+        except FileNotFoundError as exc:
+            raise BundleError(f"{directory} is not a bundle.", why=f"it has no {Path(exc.filename).name}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BundleError(f"{directory} is damaged.", why=f"{PAYLOAD_FILE} or text.json cannot be read: {exc}") from exc
+
+    def model_path(self, variant: str) -> Path:
+        """The model file of a variant."""
+        return self.directory / str(self.variants[variant]["model"])
+
+    def tokenizer(self) -> Tokenizer:
+        """The payload's tokenizer."""
+        cut = "only_second" if self.head.task == "question-answering" else "longest_first"
+        return Tokenizer(self.directory / "text" / "tokenizer.json", self.spec, cut)
+
+
+class Session:
+    """A variant of a payload in a runtime: text in, answer out."""
+
+    def __init__(self, payload: Payload, variant: str, runtime: str, threads: int = 1) -> None:
+        """Load the tokenizer and the model.
+
+        Raises:
+            RuntimeUnavailable: the runtime is not installed here.
+        """
+        module, load = RUNTIMES[runtime]
+        try:
+            importlib.import_module(module)
+        except ImportError as exc:
+            raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
+        self.payload = payload
+        self.tokenizer = payload.tokenizer()
+        self.model: LoadedModel = load(payload.model_path(variant), threads)
+
+    def encode(self, text: str, pair: str | None = None, role: str | None = None) -> Encoded:
+        """The tokens of a text, with the prefix of its role."""
+        prefix = self.payload.spec.query_prefix if role == "query" else self.payload.spec.document_prefix
+        try:
+            return self.tokenizer.encode(prefix + text, pair)
+        except Exception as exc:  # tokenizers raises bare Exception
+            raise DataError("The text cannot be cut to the model's length.", why=str(exc)) from exc
+
+    def length_for(self, count: int) -> int:
+        """The shortest length of the model that holds `count` tokens."""
+        return next((length for length in self.model.lengths if length >= count), count)
+
+    def outputs(self, encoded: Encoded) -> dict[str, np.ndarray]:
+        """The model's outputs for a text."""
+        return self.model.run(encoded.feeds(self.payload.spec, self.length_for(len(encoded.ids))))
+
+    def answer(self, text: str, pair: str | None = None, role: str | None = None) -> Any:
+        """The answer to a text, in the form of Transformers' pipelines.
+
+        Raises:
+            DataError: a text that this task can't answer, such as one without a mask token.
+        """
+        if self.payload.head.task == "question-answering" and pair is None:
+            raise DataError("A question needs the text that holds its answer.", hint="give question and context")
+        encoded = self.encode(text, pair, role)
+        if encoded.truncated:
+            warnings.warn(f"the text was cut to {self.payload.spec.max_length} tokens", TruncationWarning, stacklevel=2)
+        return tasks.answer(self.payload.head, self.tokenizer, encoded, self.outputs(encoded), text, pair)

@@ -1,0 +1,200 @@
+"""What the outputs of a model mean: for people (answers), and for proof (numbers and decisions).
+
+Output names and shapes by task, as the exporters make them (batch of one):
+
+====================  =====================================================================================
+feature-extraction    ``sentence_embedding`` float32 [1, hidden], or unpooled ``token_embeddings`` [1, seq, hidden]
+sentence-similarity   ``sentence_embedding`` float32 [1, hidden]
+text-classification   ``logits`` float32 [1, classes]
+token-classification  ``logits`` float32 [1, seq, classes]
+question-answering    ``start_logits`` and ``end_logits`` float32 [1, seq]
+fill-mask             ``logits`` float32 [1, seq, vocabulary]
+====================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeexport.errors import DataError
+from edgeexport.session.text import Encoded, TextSpec, Tokenizer
+
+Outputs = Mapping[str, np.ndarray]
+
+# Of a vocabulary, so many evenly spaced logits are compared: all of them would be 60 MB for 500 texts.
+FILL_MASK_SAMPLE = 1024
+# Longest answer in tokens, as in Transformers' question-answering pipeline.
+LONGEST_SPAN = 15
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model's head means.
+
+    Attributes:
+        task: the task's name.
+        labels: the names of the classes, in the order of the logits.
+        problem_type: for text classification, as in config.json; None is one class out of several.
+    """
+
+    task: str
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+
+
+def output_names(task: str, pooling: str | None) -> tuple[str, ...]:
+    """The names of the outputs that a model for `task` has."""
+    if task in {"feature-extraction", "sentence-similarity"}:
+        return ("token_embeddings",) if pooling == "none" else ("sentence_embedding",)
+    return ("start_logits", "end_logits") if task == "question-answering" else ("logits",)
+
+
+def numbers(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> np.ndarray:
+    """The numbers of one example that are compared between lanes: float32 [positions, values], padding left out."""
+    count = len(encoded.ids)
+    if head.task in {"feature-extraction", "sentence-similarity"}:
+        if "token_embeddings" in outputs:
+            return outputs["token_embeddings"][0, :count]
+        return outputs["sentence_embedding"]
+    if head.task == "text-classification":
+        return outputs["logits"]
+    if head.task == "token-classification":
+        return outputs["logits"][0, :count]
+    if head.task == "question-answering":
+        return np.stack([outputs["start_logits"][0, :count], outputs["end_logits"][0, :count]], axis=1)
+    logits = outputs["logits"][0, mask_positions(spec, encoded)]
+    vocabulary = logits.shape[-1]
+    sample = np.linspace(0, vocabulary - 1, min(FILL_MASK_SAMPLE, vocabulary)).astype(np.int64)
+    return logits[:, sample]
+
+
+def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> list[int]:
+    """What the model answers, as integers that can be compared: empty for vectors.
+
+    The class; the class of each token; first and last token of the span; the token for each mask.
+    """
+    if head.task == "text-classification":
+        logits = outputs["logits"][0]
+        if head.problem_type == "multi_label_classification":
+            return [int(value) for value in logits > 0]
+        return [] if head.problem_type == "regression" else [int(logits.argmax())]
+    if head.task == "token-classification":
+        real = [i for i, word in enumerate(encoded.words) if word is not None]
+        return [int(i) for i in outputs["logits"][0, real].argmax(axis=-1)]
+    if head.task == "question-answering":
+        start, end, _ = best_span(encoded, outputs)
+        return [start, end]
+    if head.task == "fill-mask":
+        return [int(i) for i in outputs["logits"][0, mask_positions(spec, encoded)].argmax(axis=-1)]
+    return []
+
+
+def mask_positions(spec: TextSpec, encoded: Encoded) -> np.ndarray:
+    """Positions of the mask token: int64 [masks].
+
+    Raises:
+        DataError: there is none.
+    """
+    positions = np.flatnonzero(encoded.ids == spec.mask_id)
+    if not len(positions):
+        raise DataError("The text has no mask token.", hint="put the model's mask token (such as [MASK] or <mask>) where a word is to be found")
+    return positions
+
+
+def best_span(encoded: Encoded, outputs: Outputs) -> tuple[int, int, float]:
+    """First and last token of the best span within the context, and its probability."""
+    context = np.array([sequence == 1 for sequence in encoded.sequence])
+    if not context.any():
+        return 0, 0, 0.0
+    count = len(encoded.ids)
+    start, end = (softmax(np.where(context, outputs[name][0, :count], -np.inf)) for name in ("start_logits", "end_logits"))
+    # Both ends in order and at most LONGEST_SPAN apart: a band of the outer product.
+    band = np.tril(np.triu(np.outer(start, end)), LONGEST_SPAN - 1)
+    first, last = np.unravel_index(int(band.argmax()), band.shape)
+    return int(first), int(last), float(band[first, last])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def answer(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> Any:
+    """What a person wants to know, in the form of Transformers' pipelines (vectors: an array)."""
+    return _ANSWERS[head.task](head, tokenizer, encoded, outputs, text, pair)
+
+
+def _vector(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> np.ndarray:
+    found = numbers(head, tokenizer.spec, encoded, outputs)
+    return found if "token_embeddings" in outputs else found[0]
+
+
+def _classes(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[dict[str, Any]]:
+    logits = outputs["logits"][0]
+    if head.problem_type == "regression":
+        scores = logits
+    elif head.problem_type == "multi_label_classification" or len(logits) == 1:
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        scores = softmax(logits)
+    return [{"label": head.labels[i], "score": float(scores[i])} for i in np.argsort(-scores)]
+
+
+def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[dict[str, Any]]:
+    """Runs of words of one entity, each with the label and mean score of its words' first tokens; IOB prefixes are understood."""
+    scores = softmax(outputs["logits"][0])
+    found: list[dict[str, Any]] = []
+    previous_word, open_entity = None, False
+    for i, word in enumerate(encoded.words):
+        if word is None:
+            continue
+        start, end = encoded.offsets[i]
+        if word == previous_word:
+            if open_entity:
+                found[-1]["end"] = end
+            continue
+        previous_word = word
+        best = int(scores[i].argmax())
+        prefix, _, name = head.labels[best].rpartition("-") if head.labels[best][:2] in {"B-", "I-", "E-", "S-", "L-", "U-"} else ("", "", head.labels[best])
+        if name == "O":
+            open_entity = False
+        elif open_entity and found[-1]["entity"] == name and prefix not in {"B", "S", "U"}:
+            found[-1]["end"] = end
+            found[-1]["scores"].append(float(scores[i, best]))
+        else:
+            found.append({"entity": name, "scores": [float(scores[i, best])], "start": start, "end": end})
+            open_entity = True
+    return [{"entity": entity["entity"], "score": float(np.mean(entity["scores"])), "text": text[entity["start"]:entity["end"]],
+             "start": entity["start"], "end": entity["end"]} for entity in found]
+
+
+def _span(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> dict[str, Any]:
+    first, last, score = best_span(encoded, outputs)
+    start, end = encoded.offsets[first][0], encoded.offsets[last][1]
+    return {"answer": (pair or "")[start:end], "score": score, "start": start, "end": end}
+
+
+def _fillers(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[dict[str, Any]]:
+    found = []
+    for position in mask_positions(tokenizer.spec, encoded):
+        scores = softmax(outputs["logits"][0, position])
+        for token_id in np.argsort(-scores)[:5]:
+            ids = encoded.ids.copy()
+            ids[position] = token_id
+            found.append({"token": tokenizer.token(int(token_id)), "score": float(scores[token_id]), "text": tokenizer.decode(ids.tolist())})
+    return found
+
+
+_ANSWERS: dict[str, Callable[..., Any]] = {
+    "feature-extraction": _vector,
+    "sentence-similarity": _vector,
+    "text-classification": _classes,
+    "token-classification": _entities,
+    "question-answering": _span,
+    "fill-mask": _fillers,
+}

