@@ -1,0 +1,239 @@
+"""A plan: recipe × targets worked out to an ordered graph of steps. Pure: it reads nothing and runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeexport.artifact import Artifact, Kind, Spec
+from edgeexport.catalog import find_step
+from edgeexport.errors import PlanError
+from edgeexport.policy import Policy
+from edgeexport.resolve import Resolved
+from edgeexport.source import Leaf
+from edgeexport.step import Refusal, Step
+from edgeexport.store import action_key
+from edgeexport.target import Lane, Target
+
+SHORTEST_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a plan needs to know of the machine that measures.
+
+    Attributes:
+        isa: instruction set and its extensions.
+        fingerprint: digest of what speed depends on.
+        agent: digest of the measuring agent.
+        environments: stand-in → digest of its environment's lock.
+    """
+
+    isa: tuple[str, ...]
+    fingerprint: str
+    agent: str
+    environments: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step in its place.
+
+    Attributes:
+        id: a readable name, unique in the plan.
+        step: the step.
+        inputs: input name → id of the node that makes it, or ``@`` and the name of a leaf.
+        spec: what will come out.
+        parts: what the key is made of.
+        key: the action key.
+        alone: whether nothing may run beside it.
+    """
+
+    id: str
+    step: Step
+    inputs: Mapping[str, str]
+    spec: Spec
+    parts: Mapping[str, Any]
+    key: str
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """A lane of a target: what is made for it, or why it is not offered.
+
+    Attributes:
+        target: the target.
+        lane: the lane.
+        variant: name of the variant it runs; None where it is not offered.
+        payload: id of the node that makes its payload.
+        answers: id of the node that measures its answers.
+        speed: id of the node that measures its speed.
+        refusal: why it is not offered.
+    """
+
+    target: Target
+    lane: Lane
+    variant: str | None = None
+    payload: str | None = None
+    answers: str | None = None
+    speed: str | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph.
+
+    Attributes:
+        nodes: id → node, each after the nodes it needs.
+        leaves: name → input from outside.
+        lanes: all lanes of all targets, offered or not.
+        checkpoint: id of the node that loads the checkpoint.
+        reference: id of the node with the original's answers.
+        untruncated: id of the same with texts cut only where the checkpoint must; None where the recipe cuts no earlier.
+    """
+
+    nodes: Mapping[str, Node]
+    leaves: Mapping[str, Leaf]
+    lanes: tuple[LanePlan, ...]
+    checkpoint: str
+    reference: str
+    untruncated: str | None
+
+    def key_of(self, reference: str) -> str:
+        """The key of a node, or the digest of a leaf, by how inputs refer to it."""
+        return self.leaves[reference[1:]].artifact.digest if reference.startswith("@") else self.nodes[reference].key
+
+    def spec_of(self, reference: str) -> Spec:
+        """The spec of a node or a leaf, by how inputs refer to it."""
+        return self.leaves[reference[1:]].artifact.spec if reference.startswith("@") else self.nodes[reference].spec
+
+    def users_of(self, node_id: str) -> list[Node]:
+        """The nodes that need a node."""
+        return [node for node in self.nodes.values() if node_id in node.inputs.values()]
+
+
+@dataclass
+class _Graph:
+    """Adds steps; a step that is there already is not added again."""
+
+    leaves: dict[str, Leaf]
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    def add(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str | Refusal:
+        specs = {name: self._spec(reference) for name, reference in inputs.items()}
+        for name, kinds in step.consumes.items():
+            if specs[name].kind not in kinds:
+                raise PlanError(f"{step.name} can't take a {specs[name].kind} as its {name}.")
+        spec = step.infer(specs)
+        if isinstance(spec, Refusal):
+            return spec
+        parts = step.key_parts()
+        keys = {name: self._key(reference) for name, reference in inputs.items()}
+        key = action_key(parts, keys)
+        for node in self.nodes.values():
+            if node.key == key:
+                return node.id
+        self.nodes[node_id] = Node(node_id, step, dict(inputs), spec, parts | {"inputs": keys}, key, alone)
+        return node_id
+
+    def must(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str:
+        added = self.add(node_id, step, inputs, alone=alone)
+        if isinstance(added, Refusal):
+            raise PlanError(f"{node_id} is not possible.", why=added.reason, hint=added.hint)
+        return added
+
+    def _spec(self, reference: str) -> Spec:
+        return self.leaves[reference[1:]].artifact.spec if reference.startswith("@") else self.nodes[reference].spec
+
+    def _key(self, reference: str) -> str:
+        return self.leaves[reference[1:]].artifact.digest if reference.startswith("@") else self.nodes[reference].key
+
+
+def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan:
+    """The graph that builds and measures every lane of the targets.
+
+    Raises:
+        PlanError: a required lane is not possible, or none is left.
+    """
+    source = with_digests(resolved.source)
+    graph = _Graph({"source": source, **resolved.leaves})
+    load = find_step("load_checkpoint")(spec=resolved.spec, text=resolved.text.as_dict())
+    checkpoint = graph.must("load_checkpoint", load, {"source": "@source"})
+
+    judging = {name: f"@{name}" for name in resolved.judging}
+    reference_step = find_step("compute_reference")
+    lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)
+    for plan in lanes:
+        if plan.refusal is not None and plan.lane.required:
+            raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
+                            hint=plan.refusal.hint)
+    if not any(plan.variant for plan in lanes):
+        raise PlanError("No lane of these targets is possible.", why="; ".join(f"{plan.lane.name}: {plan.refusal.reason}"
+                                                                          for plan in lanes if plan.refusal))
+    reference = graph.must("compute_reference", reference_step(datasets=tuple(judging)), {"checkpoint": checkpoint, **judging})
+    untruncated = None
+    if resolved.text.max_length < resolved.text.own_max_length and "evaluation" in judging:
+        untruncated = graph.must("compute_reference[untruncated]", reference_step(datasets=("evaluation",), own_length=True),
+                                 {"checkpoint": checkpoint, "evaluation": "@evaluation"})
+    return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, untruncated)
+
+
+def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:
+    task = resolved.spec.require_task()
+    if task not in lane.tasks:
+        return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"))
+    precision, policy = resolved.recipe.policy(lane)
+    model = _model(graph, resolved, lane, checkpoint, precision, policy)
+    if isinstance(model, Refusal):
+        return LanePlan(target, lane, refusal=model)
+    variant = f"{lane.format}-{precision}"
+    payload = graph.must(f"assemble_payload[{variant}]", find_step("assemble_payload")(variant=variant),
+                         {"checkpoint": checkpoint, "model": model})
+    common = {"variant": variant, "runtime": lane.runtime, "stand_in": lane.verified_by, "agent": host.agent,
+              "environment": host.environments[lane.verified_by]}
+    datasets = {name: f"@{name}" for name in resolved.judging}
+    answers = graph.must(f"measure_answers[{lane.runtime}: {variant}]",
+                         find_step("measure_answers")(**common, datasets=tuple(datasets), isa=host.isa), {"payload": payload, **datasets})
+    speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
+                       find_step("measure_speed")(**common, lengths=buckets(resolved), host=host.fingerprint), {"payload": payload}, alone=True)
+    return LanePlan(target, lane, variant, payload, answers, speed)
+
+
+def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
+    """The node that makes a lane's model."""
+    if lane.format == "onnx":
+        exported = graph.add("export_onnx", find_step("export_onnx")(opset=resolved.recipe.export.opset), {"checkpoint": checkpoint})
+    else:
+        exported = graph.add("export_tflite", find_step("export_tflite")(lengths=buckets(resolved)), {"checkpoint": checkpoint})
+    if isinstance(exported, Refusal) or policy == Policy(default="float"):
+        return exported
+    inputs = {"model": exported}
+    if policy.needs_calibration:
+        if "calibration" not in resolved.datasets:
+            return Refusal(reason=f"{precision} needs texts to measure activation ranges on",
+                           hint="add [data.calibration] to the recipe, or choose a dynamic precision")
+        inputs |= {"checkpoint": checkpoint, "calibration": "@calibration"}
+    name = f"quantize_{lane.format}"
+    return graph.add(f"{name}[{precision}]", find_step(name)(precision=precision, policy=policy), inputs)
+
+
+def buckets(resolved: Resolved) -> tuple[int, ...]:
+    """The length buckets: the recipe's, or doubling from 16 up to the longest text."""
+    if resolved.recipe.export.lengths is not None:
+        return resolved.recipe.export.lengths
+    longest, lengths = resolved.text.max_length, []
+    length = SHORTEST_LENGTH
+    while length < longest:
+        lengths.append(length)
+        length *= 2
+    return (*lengths, longest)
+
+
+def with_digests(leaf: Leaf) -> Leaf:
+    """The leaf with its files' digests in the spec, where the step that copies them checks them."""
+    digests = {name: blob.digest for name, blob in leaf.artifact.tree.items()}
+    spec = leaf.artifact.spec.model_copy(update={"kind": Kind.SOURCE, "facts": {"digests": digests}, "bytes": leaf.artifact.size})
+    return leaf.model_copy(update={"artifact": Artifact(tree=leaf.artifact.tree, spec=spec)})
