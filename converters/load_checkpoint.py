@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgeexport.artifact import Kind, Spec, digest_file
+from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import CheckpointError
-from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
+
+from ._take_files import take_files, write_text
 
 
 class LoadCheckpoint(Step):
@@ -40,27 +39,11 @@ class LoadCheckpoint(Step):
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Copy and check."""
-        source = inputs["source"].path
-        digests: dict[str, str] = inputs["source"].spec.facts["digests"]
-        for number, (name, digest) in enumerate(digests.items()):
-            context.report(number / len(digests), name)
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)
-            if digest_file(out / name) != digest:
-                raise CheckpointError(f"{name} was changed while it was read.", hint="start again when nothing writes to the checkpoint")
+        take_files(inputs["source"], out, context)
         if not (out / "tokenizer.json").is_file():
             context.report(None, "making tokenizer.json")
             write_fast_tokenizer(out)
-        text = TextSpec.from_dict(self.text)
-        mask_id = token_id(out, "mask_token")
-        pad_id = token_id(out, "pad_token")
-        sources = dict(text.sources)
-        if pad_id is not None and pad_id != text.pad_id and "config.json" not in sources["pad_id"]:
-            sources["pad_id"] = "tokenizer.json: pad_token"
-        else:
-            pad_id = text.pad_id
-        text = TextSpec.from_dict(text.as_dict() | {"mask_id": mask_id, "pad_id": pad_id, "sources": sources})
-        (out / "text.json").write_text(json.dumps(text.as_dict(), indent=1, sort_keys=True), encoding="utf-8")
+        write_text(out, self.text)
         return self.spec
 
 
@@ -78,26 +61,3 @@ def write_fast_tokenizer(directory: Path) -> None:
     except Exception as exc:
         raise CheckpointError("The tokenizer does not load.", why=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
                               hint="check the tokenizer files beside config.json") from exc
-
-
-def token_id(directory: Path, name: str) -> int | None:
-    """The id of a special token such as ``mask_token``, as the checkpoint's tokenizer files name it.
-
-    Raises:
-        CheckpointError: `tokenizer.json` is damaged.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as exc:  # tokenizers raises bare Exception
-        raise CheckpointError("The tokenizer does not load.", why=f"tokenizer.json: {exc}",
-                              hint="get tokenizer.json again, or delete it to have it made from the vocabulary files") from exc
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (directory / file).is_file():
-            token = json.loads((directory / file).read_text(encoding="utf-8")).get(name)
-            token = token["content"] if isinstance(token, dict) else token
-            if token is not None:
-                found: int | None = tokenizer.token_to_id(token)
-                return found
-    return None

@@ -12,6 +12,7 @@ from edgeexport.step import Step
 
 CORE_STEPS = MappingProxyType({
     "assemble_payload": "edgeexport.payload",
+    "inspect_model": "edgeexport.inspection.inspect_model",
     "measure_answers": "edgeexport.runner.measure_answers",
     "measure_speed": "edgeexport.runner.measure_speed",
 })

@@ -106,6 +106,10 @@ class BundleError(EdgeExportError):
     """A bundle that is damaged, edited or not a bundle."""
 
 
+class ModelFileError(EdgeExportError):
+    """A model file that is damaged or of an unknown form."""
+
+
 class RuntimeUnavailable(EdgeExportError):
     """A lane's runtime that cannot run here."""
 

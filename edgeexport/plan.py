@@ -70,6 +70,7 @@ class LanePlan:
         payload: id of the node that makes its payload.
         answers: id of the node that measures its answers.
         speed: id of the node that measures its speed.
+        inspection: id of the node that looks into its model file.
         refusal: why it is not offered.
     """
 
@@ -79,6 +80,7 @@ class LanePlan:
     payload: str | None = None
     answers: str | None = None
     speed: str | None = None
+    inspection: str | None = None
     refusal: Refusal | None = None
 
 
@@ -109,6 +111,14 @@ class Plan:
     def spec_of(self, reference: str) -> Spec:
         """The spec of a node or a leaf, by how inputs refer to it."""
         return self.leaves[reference[1:]].artifact.spec if reference.startswith("@") else self.nodes[reference].spec
+
+    @property
+    def wanted(self) -> list[str]:
+        """The ids of the nodes whose artifacts bundles and verdicts are made of."""
+        ends = [self.reference, *([self.untruncated] if self.untruncated else [])]
+        for lane in self.lanes:
+            ends += [node for node in (lane.payload, lane.answers, lane.speed, lane.inspection) if node is not None]
+        return list(dict.fromkeys(ends))
 
     def users_of(self, node_id: str) -> list[Node]:
         """The nodes that need a node."""
@@ -199,7 +209,8 @@ def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, ch
                          find_step("measure_answers")(**common, datasets=tuple(datasets), isa=host.isa), {"payload": payload, **datasets})
     speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
                        find_step("measure_speed")(**common, lengths=buckets(resolved), host=host.fingerprint), {"payload": payload}, alone=True)
-    return LanePlan(target, lane, variant, payload, answers, speed)
+    inspection = graph.must(f"inspect_model[{variant}]", find_step("inspect_model")(variant=variant), {"payload": payload})
+    return LanePlan(target, lane, variant, payload, answers, speed, inspection)
 
 
 def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
@@ -224,7 +235,12 @@ def buckets(resolved: Resolved) -> tuple[int, ...]:
     """The length buckets: the recipe's, or doubling from 16 up to the longest text."""
     if resolved.recipe.export.lengths is not None:
         return resolved.recipe.export.lengths
-    longest, lengths = resolved.text.max_length, []
+    return default_lengths(resolved.text.max_length)
+
+
+def default_lengths(longest: int) -> tuple[int, ...]:
+    """Lengths that double from 16 up to the longest."""
+    lengths = []
     length = SHORTEST_LENGTH
     while length < longest:
         lengths.append(length)

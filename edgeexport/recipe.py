@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from edgeexport.artifact import Model, Task
+from edgeexport.artifact import Model, Task, digest_json
 from edgeexport.errors import RecipeError
 from edgeexport.policy import Override, Policy, preset
 from edgeexport.target import Budget, Lane
@@ -112,7 +112,7 @@ class Recipe(Model):
     def policy(self, lane: Lane) -> tuple[str, Policy]:
         """Name and value of the policy for a lane: the recipe's for the lane, else for its format, else the lane's own.
 
-        The name is the preset's; with overrides, ``custom`` is appended, so that two variants never share a name by accident.
+        The name is the preset's; with overrides, a digest of the policy is appended, so that different variants have different names.
 
         Raises:
             UnknownName: no such preset.
@@ -120,7 +120,8 @@ class Recipe(Model):
         chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
         policy = preset(lane.format, chosen.preset)
         if chosen.overrides:
-            return f"{chosen.preset}-custom", Policy(default=policy.default, overrides=policy.overrides + chosen.overrides)
+            policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides)
+            return f"{chosen.preset}-{digest_json(policy.model_dump())[:6]}", policy
         return chosen.preset, policy
 
 

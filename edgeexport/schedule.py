@@ -110,7 +110,13 @@ class Scheduler:
         self._plan, self._store, self._limits, self._tell = plan, store, limits, tell
         self._cancelled = threading.Event()
         self._done: dict[str, Entry] = {}
+        self._ran: set[str] = set()
         self._runs = last_runs(store, (node.step.name for node in plan.nodes.values()))
+
+    @property
+    def ran(self) -> frozenset[str]:
+        """The nodes that were run, not found."""
+        return frozenset(self._ran)
 
     def run(self, wanted: Iterable[str]) -> dict[str, Entry]:
         """Make the wanted nodes' artifacts; returns the entries of all nodes that were used.
@@ -200,6 +206,7 @@ class Scheduler:
         entry = self._store.put(node.parts, node.key, content_key, artifact_of(tree, result.spec),
                                 Run(seconds=result.seconds, peak_rss_mb=result.peak_rss_mb, finished=time.time()))
         self._store.drop_scratch(node.key)
+        self._ran.add(node.id)
         self._tell(Event(node.id, "finished", entry=entry))
         return entry
 

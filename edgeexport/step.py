@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import edgeexport
 from edgeexport.artifact import Kind, Model, Spec, digest_json
 
 
@@ -104,9 +105,9 @@ def version_of(distribution: str) -> str | None:
 
 @cache
 def code_digest(module: str) -> str:
-    """Digest of a step's own code: its module and every sibling that it imports relatively, directly or not.
+    """Digest of a step's own code: its module and every sibling in its package that it imports, directly or not.
 
-    Absolute imports are the stable protocol around a step and do not count: a new report colour must not rebuild a model.
+    Imports from elsewhere are the stable protocol around a step and do not count: a new report colour must not rebuild a model.
     """
     sources: dict[str, str] = {}
     _collect_sources(module, sources)
@@ -114,16 +115,18 @@ def code_digest(module: str) -> str:
 
 
 def _collect_sources(module: str, sources: dict[str, str]) -> None:
-    if module in sources:
-        return
     spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    if module in sources or spec is None or spec.origin is None:
         return
     sources[module] = Path(spec.origin).read_text(encoding="utf-8")
     package = module if spec.submodule_search_locations else module.rpartition(".")[0]
+    if package == edgeexport.__name__:
+        return  # at the top every module is a sibling
     for node in ast.walk(ast.parse(sources[module])):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            names = [base] if node.module else [f"{base}.{alias.name}" for alias in node.names]
-            for name in names:
-                _collect_sources(name, sources)
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
+            if base == package:  # from . import sibling
+                for alias in node.names:
+                    _collect_sources(f"{package}.{alias.name}", sources)
+            elif base.startswith(f"{package}."):
+                _collect_sources(base, sources)

@@ -1,0 +1,96 @@
+"""The command line. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import click
+
+import edgeexport
+from edgeexport.errors import EXIT_ERROR, EXIT_INTERRUPTED, EdgeExportError
+
+# Command → the module that holds it: imported when it is called, so that `--help` costs nothing.
+COMMANDS = {
+    "build": "edgeexport.cli.build",
+    "plan": "edgeexport.cli.build",
+    "init": "edgeexport.cli.init",
+    "targets": "edgeexport.cli.targets",
+    "inspect": "edgeexport.cli.inspect",
+    "verify": "edgeexport.cli.verify",
+    "run": "edgeexport.cli.run",
+    "publish": "edgeexport.cli.distribute",
+    "pull": "edgeexport.cli.distribute",
+    "cache": "edgeexport.cli.cache",
+    "doctor": "edgeexport.cli.doctor",
+    "schema": "edgeexport.cli.schema",
+}
+SUMMARIES = {
+    "build": "Build a verified bundle for each target.",
+    "plan": "Show what a build would do, and what is stored already.",
+    "init": "Write a commented recipe for a model.",
+    "targets": "List the targets, or show one.",
+    "inspect": "Show what is in a model file or a bundle.",
+    "verify": "Check a bundle: its files, and its golden vectors in the runtimes here.",
+    "run": "Run a bundle on texts.",
+    "publish": "Put a bundle into a directory that others pull from.",
+    "pull": "Get a bundle from such a directory.",
+    "cache": "List or prune what builds have stored.",
+    "doctor": "Say what is installed, which runtimes can run, and what to do about the rest.",
+    "schema": "Print the JSON Schema of a file.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(edgeexport.__version__)
+def cli() -> None:
+    """Export Hugging Face checkpoints to INT8 TFLite and ONNX bundles for a device, and prove that they are right.
+
+    Without a model and without an edgeexport.toml, `edgeexport build --target raspberrypi` builds the demo.
+
+    Exit codes: 0 pass, 1 fail, 3 inconclusive, 2 error, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line; every error becomes a few plain lines, or with --json an object."""
+    as_json = "--json" in sys.argv
+    try:
+        result = cli.main(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except EdgeExportError as exc:
+        if as_json:
+            click.echo(json.dumps({"error": exc.as_dict()}, ensure_ascii=False))
+        else:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {exc}", err=True)
+        code = exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        code = EXIT_ERROR
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what is finished stays stored, and the next build goes on from there", err=True)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        code = EXIT_ERROR
+    sys.exit(code)

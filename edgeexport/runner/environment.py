@@ -80,6 +80,13 @@ class Environment:
             (self.directory / COMPLETE).touch()
         return self.python
 
+    def base_python_or_problem(self) -> tuple[str | None, str | None]:
+        """The interpreter that the environment can be made with, or why there is none."""
+        try:
+            return self._base_python(), None
+        except RuntimeUnavailable as exc:
+            return None, f"{exc.what} {exc.hint}"
+
     def _base_python(self) -> str:
         first = self.lock.splitlines()[0]
         wanted = first.removeprefix("# python ").strip() if first.startswith("# python ") else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Answers:
             tokens=np.array(self.tokens, np.int64),
             truncated=np.array(self.truncated, np.bool_),
         )
+
+    def chosen(self, indices: Sequence[int]) -> Answers:
+        """The answers to some of the rows."""
+        return Answers(*([values[i] for i in indices] for values in (self.numbers, self.decisions, self.tokens, self.truncated)))  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Answers:

@@ -1,0 +1,48 @@
+"""`edgeexport init`."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+import click
+import jinja2
+
+from edgeexport.checkpoint import VECTOR_TASKS
+from edgeexport.cli.terminal import json_option, out, print_json
+from edgeexport.errors import OutputError
+from edgeexport.plan import default_lengths
+from edgeexport.recipe import RECIPE_FILE, load_recipe, recipe_for
+from edgeexport.source import resolve_checkpoint
+from edgeexport.store import Store
+from edgeexport.verify.parity import MARGINS
+
+
+@click.command("init")
+@click.argument("model")
+@click.option("--out", "-o", "path", type=click.Path(path_type=Path), default=Path(RECIPE_FILE), show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite a recipe that is there.")
+@json_option
+def init_command(model: str, path: Path, force: bool, as_json: bool) -> None:
+    """Write a commented recipe for a model, with what its own files say."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} is there already.", hint="--force overwrites it")
+    recipe = recipe_for(model)
+    checkpoint, leaf = resolve_checkpoint(model, None, Path.cwd(), Store())
+    spec, text = checkpoint.spec(recipe.model), checkpoint.text_spec(recipe.model)
+    task = spec.require_task()
+    template = (importlib.resources.files("edgeexport.data") / "recipe.toml.jinja").read_text(encoding="utf-8")
+    margins = {name: by_task[task] for name, by_task in MARGINS.items() if task in by_task}
+    content = jinja2.Template(template, keep_trailing_newline=True, undefined=jinja2.StrictUndefined).render(
+        recipe=recipe, spec=spec, text=text, task=task, revision=leaf.revision, vector=task in VECTOR_TASKS, margins=margins,
+        lengths=list(default_lengths(text.max_length)))
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as exc:
+        raise OutputError(f"Cannot write {path}.", why=exc.strerror) from exc
+    load_recipe(path)  # what was written must be readable
+    if as_json:
+        print_json({"recipe": str(path), "task": task.value, "architecture": spec.architecture, "max_length": text.max_length})
+    else:
+        out.print(f"wrote {path}: {task.value}, {spec.architecture}, up to {text.max_length} tokens")
+        out.print("next: [bold]edgeexport build --target raspberrypi[/]")

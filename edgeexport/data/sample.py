@@ -1,0 +1,27 @@
+"""Run this bundle. Needs Python 3.9 or newer, NumPy, tokenizers and one of the bundle's runtimes:
+
+    pip install numpy tokenizers ai-edge-litert      (or onnxruntime, or tflite-runtime)
+    python sample.py "a text" ["a second text"]
+
+The code that turns text into an answer is `session.pyz`, the very code that measured the figures in report.html.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "session.pyz"))
+
+from edgeexport.session import Bundle  # noqa: E402: the path must be set first
+
+
+def main() -> None:
+    """Answer the texts on the command line."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    bundle = Bundle.open(HERE)
+    print(f"lane: {bundle.lane}")
+    print(bundle.run(*sys.argv[1:3]))
+
+
+main()

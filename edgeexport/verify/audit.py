@@ -1,0 +1,34 @@
+"""The audit: whether a file that is called INT8 is, and whether the lane's runtime has what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeexport.inspection.model import ModelReport
+from edgeexport.policy import PRESETS
+from edgeexport.target import Lane
+from edgeexport.verify.check import Check, Verdict
+
+# Biases, normalization and small tables stay float in every INT8 scheme; in encoders down to 4M parameters they are below 2 %.
+INTEGER_WEIGHTS_MIN = 0.95
+
+
+def audit_checks(model: ModelReport, lane: Lane, precision: str, problems: Sequence[str]) -> list[Check]:
+    """The audit of a variant's file for a lane.
+
+    Args:
+        model: what is in the file.
+        lane: the lane.
+        precision: the policy's name; a preset with ``int8`` in its name promises what is checked, a custom one only shows it.
+        problems: what in the file the runtime can't run.
+    """
+    checks = [Check(name=f"{lane.runtime} {lane.version} can run it", group="audit", verdict=Verdict.FAIL if problems else Verdict.PASS,
+                    how=f"operator versions of {lane.verified_by}", note="; ".join(problems) or None)]
+    if "int8" in precision:
+        share = model.integer_weight_share
+        enough = share >= INTEGER_WEIGHTS_MIN
+        verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.format] else None
+        left = ", ".join(weight.name for weight in model.float_weights[:3])
+        checks.append(Check(name="weights stored as INT8", group="audit", how="counted", verdict=verdict, figure=share,
+                            bound=INTEGER_WEIGHTS_MIN, note=None if enough else f"largest still float: {left}"))
+    return checks

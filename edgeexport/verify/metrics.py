@@ -1,0 +1,112 @@
+"""Task metrics on labelled data: the original's, the lane's, and the drop between them with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgeexport.artifact import Model, Task
+from edgeexport.dataset import Row
+from edgeexport.session.evidence import Answers
+from edgeexport.verify.check import Check, at_most
+from edgeexport.verify.intervals import Estimate, bootstrap, weighted_mean
+
+Statistic = Callable[[np.ndarray], float]
+
+
+class MetricResult(Model):
+    """A metric of the original and of a lane.
+
+    Attributes:
+        name: such as ``recall@1``.
+        reference: the original's value.
+        lane: the lane's.
+        drop: the original's less the lane's.
+        broken: examples that the original has right and the lane wrong; None for a metric without right and wrong.
+        fixed: the other way round.
+    """
+
+    name: str
+    reference: Estimate
+    lane: Estimate
+    drop: Estimate
+    broken: int | None = None
+    fixed: int | None = None
+
+
+def retrieval_ranks(rows: Sequence[Row], answers: Answers) -> np.ndarray:
+    """Rank of the right document for each query, from 0; float64 [queries]. Ties count against the model.
+
+    The index holds every document, embedded by the model under test; similarity is the cosine.
+    """
+    vectors = np.stack([numbers.mean(axis=0) for numbers in answers.numbers]).astype(np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    documents = [i for i, row in enumerate(rows) if row.role == "document"]
+    queries = [i for i, row in enumerate(rows) if row.role == "query"]
+    place = {rows[i].id: column for column, i in enumerate(documents)}
+    scores = vectors[queries] @ vectors[documents].T
+    right = np.array([place[str(rows[i].label)] for i in queries])
+    own = scores[np.arange(len(queries)), right]
+    return np.asarray((scores >= own[:, None]).sum(axis=1) - 1, np.float64)
+
+
+def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> Statistic:
+    """Mean over the classes of the data of the F1 score, as a statistic of the examples' weights.
+
+    Source: the definition of scikit-learn's f1_score(average="macro", zero_division=0), over the classes that occur in the truth.
+    """
+    classes = np.unique(truth)
+    hit = [(truth == c) & (predicted == c) for c in classes]
+    either = [(truth == c).astype(np.float64) + (predicted == c) for c in classes]
+
+    def statistic(weights: np.ndarray) -> float:
+        scores = [2 * float(h @ weights) / total if (total := float(e @ weights)) else 0.0 for h, e in zip(hit, either, strict=True)]
+        return float(np.mean(scores))
+
+    return statistic
+
+
+def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: Answers, lane: Answers) -> list[MetricResult]:
+    """The metrics of a task on labelled rows, the first being the one that decides; empty where the task has none.
+
+    Intervals are paired: each resample takes the same examples for the original and the lane.
+    """
+    if any(row.role == "query" for row in rows):
+        clusters = [row.label for row in rows if row.role == "query"]
+        a, b = retrieval_ranks(rows, reference), retrieval_ranks(rows, lane)
+        return [
+            _result("recall@1", weighted_mean(a < 1), weighted_mean(b < 1), clusters, right=(a < 1, b < 1)),
+            _result("MRR", weighted_mean(1 / (a + 1)), weighted_mean(1 / (b + 1)), clusters),
+        ]
+    if task is Task.TEXT_CLASSIFICATION and all(len(decided) == 1 for decided in reference.decisions):
+        ids = {label: i for i, label in enumerate(labels)}
+        truth = np.array([ids[str(row.label)] for row in rows])
+        a, b = (np.array([decided[0] for decided in answers.decisions]) for answers in (reference, lane))
+        clusters = [row.id for row in rows]
+        return [
+            _result("accuracy", weighted_mean((a == truth).astype(np.float64)), weighted_mean((b == truth).astype(np.float64)), clusters,
+                    right=(a == truth, b == truth)),
+            _result("macro F1", macro_f1(truth, a), macro_f1(truth, b), clusters),
+        ]
+    return []
+
+
+def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence[object],
+            right: tuple[np.ndarray, np.ndarray] | None = None) -> MetricResult:
+    n = len(clusters)
+    broken = fixed = None
+    if right is not None:
+        broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+    return MetricResult(name=name, reference=bootstrap(reference, clusters, n), lane=bootstrap(lane, clusters, n),
+                        drop=bootstrap(lambda weights: reference(weights) - lane(weights), clusters, n), broken=broken, fixed=fixed)
+
+
+def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> Check:
+    """The check of the metric that decides; without labelled data, a check without a verdict."""
+    if not results:
+        return Check(name="task metric", group="task metric", verdict=None, note="no labelled data")
+    first = results[0]
+    changed = f"{first.broken} answers broken, {first.fixed} fixed" if first.broken is not None else None
+    return Check(name=f"drop of {first.name}", group="task metric", verdict=at_most(first.drop, max_drop), figure=first.drop, bound=max_drop,
+                 relation="<=", how=how, note=changed)
