@@ -68,8 +68,8 @@ def _lookup(schema: Any, model: Any, graph: Any, gather: Any) -> list[Any]:
         ids = narrow
     flat = _tensor(schema, graph, name + b"/ids", types.INT32, [count])
     rows = _tensor(schema, graph, name + b"/rows", types.FLOAT32, [count, shape[-1]])
-    return [*operators, _reshape(schema, model, graph, ids, flat), _operator(schema, model, builtin.EMBEDDING_LOOKUP, [flat, table], [rows]),
-            _reshape(schema, model, graph, rows, output)]
+    lookup = _operator(schema, model, builtin.EMBEDDING_LOOKUP, [flat, table], [rows])
+    return [*operators, _reshape(schema, model, graph, ids, flat), lookup, _reshape(schema, model, graph, rows, output)]
 
 
 def _reshape(schema: Any, model: Any, graph: Any, source: int, target: int) -> Any:
@@ -87,7 +87,8 @@ def _tensor(schema: Any, graph: Any, name: bytes, dtype: int, shape: list[int]) 
     return len(graph.tensors) - 1
 
 
-def _operator(schema: Any, model: Any, builtin: int, inputs: list[int], outputs: list[int], options_type: int = 0, options: Any = None) -> Any:
+def _operator(schema: Any, model: Any, builtin: int, inputs: list[int], outputs: list[int], options_type: int = 0,
+              options: Any = None) -> Any:
     index = next((i for i, code in enumerate(model.operatorCodes) if code.builtinCode == builtin), None)
     if index is None:
         # Readers of the first schema look into a field of a byte, where these operators' codes fit.

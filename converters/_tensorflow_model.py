@@ -70,7 +70,8 @@ class TensorflowModel:
         except Exception as exc:  # both raise nearly anything for a file they can't read
             raise CheckpointError(f"{'TensorFlow' if file == SAVED_MODEL_FILE else 'Keras'} cannot load {file}.",
                                   why=str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__,
-                                  hint="a model with code of its own goes through as a SavedModel: model.export(DIRECTORY)") from exc
+                                  hint="save or copy it again, whole" if file == SAVED_MODEL_FILE else
+                                  "a model with code of its own goes through as a SavedModel: model.export(DIRECTORY)") from exc
 
     @property
     def parameters(self) -> int | None:

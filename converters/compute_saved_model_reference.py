@@ -34,7 +34,7 @@ class ComputeSavedModelReference(Step):
 
     name: ClassVar[str] = "compute_saved_model_reference"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.SAVED_MODEL})}
-    backends: ClassVar[tuple[str, ...]] = ("tensorflow-cpu", "tokenizers")
+    backends: ClassVar[tuple[str, ...]] = ("tensorflow-cpu", "keras", "tokenizers")
     extra: ClassVar[str | None] = "tensorflow"
     seconds_guess: ClassVar[float] = 25.0
 
@@ -57,8 +57,7 @@ class ComputeSavedModelReference(Step):
         original = Original(path, spec, tf, own_length=self.own_length)
         for name in self.datasets:
             rows = read_rows(inputs[name].path / ROWS_FILE)
-            original.answers(rows, lambda done, total=len(rows), name=name: context.report(  # type: ignore[misc]
-                done / total, f"{name}: {done} of {total} texts")).save(out / f"{name}.npz")
+            original.answers(rows, name, context).save(out / f"{name}.npz")
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
 
 
@@ -88,8 +87,8 @@ class Original:
         feeds = encoded.feeds(self.text, self.model.signature.fixed_length or len(encoded.ids))
         return {name: value.numpy() for name, value in self._run(feeds).items()}
 
-    def answers(self, rows: list[Row], done: Any) -> Answers:
-        """The answers to rows, in their order; `done` is called with the number of rows that are finished."""
+    def answers(self, rows: list[Row], name: str, context: Context) -> Answers:
+        """The answers to the rows of the data set `name`, in their order."""
         import numpy as np
 
         found = Answers([], [], [], [])
@@ -100,6 +99,6 @@ class Original:
             found.decisions.append(tasks.decision(self.head, self.text, encoded, outputs))
             found.tokens.append(len(encoded.ids))
             found.truncated.append(encoded.truncated)
-            if number % REPORT_EVERY == 0 or number == len(rows):
-                done(number)
+            if number % REPORT_EVERY == 0:
+                context.report(number / len(rows), f"{name}: {number} of {len(rows)} texts")
         return found

@@ -32,7 +32,7 @@ class ConvertSavedModel(Step):
 
     name: ClassVar[str] = "convert_saved_model"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.SAVED_MODEL})}
-    backends: ClassVar[tuple[str, ...]] = ("tensorflow-cpu",)
+    backends: ClassVar[tuple[str, ...]] = ("tensorflow-cpu", "keras", "ai-edge-litert", "flatbuffers")
     extra: ClassVar[str | None] = "tensorflow"
     seconds_guess: ClassVar[float] = 20.0
 
@@ -43,7 +43,7 @@ class ConvertSavedModel(Step):
         checkpoint = inputs["checkpoint"]
         fixed = checkpoint.facts.get("fixed_length")
         if fixed is not None and self.lengths != (fixed,):
-            return Refusal(reason=f"the SavedModel's signature has the fixed length {fixed}, so {', '.join(map(str, self.lengths))} can't be buckets",
+            return Refusal(reason=f"the model takes the fixed length {fixed} only, not {', '.join(map(str, self.lengths))}",
                            hint=f"set lengths = [{fixed}] below [export], or save the model with a dynamic length")
         return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
                     parameters=checkpoint.parameters, lengths=self.lengths)
@@ -95,7 +95,8 @@ def convert(tf: Any, directory: Path, lengths: tuple[int, ...]) -> bytes:
     """
     from tensorflow.lite.python.convert import ConverterError
 
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(directory), signature_keys=[f"{SIGNATURE_PREFIX}{length}" for length in lengths])
+    keys = [f"{SIGNATURE_PREFIX}{length}" for length in lengths]
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(directory), signature_keys=keys)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
         return bytes(converter.convert())
@@ -106,8 +107,8 @@ def convert(tf: Any, directory: Path, lengths: tuple[int, ...]) -> bytes:
         recurrent = any(name.startswith("TensorList") for name in missing)
         raise CheckpointError(f"The model uses operators that TFLite does not have: {', '.join(missing)}.",
                               why="the runtimes of the lanes hold TFLite's own operators only, not TensorFlow's (Select TF)",
-                              hint="save recurrent layers in a Keras file (model.save('model.keras')): it is traced anew, for one text and a "
-                                   "fixed length" if recurrent else "build the model without them") from exc
+                              hint="save recurrent layers as a Keras file, model.save('model.keras'): its lengths are traced one by one"
+                              if recurrent else "build the model without them") from exc
 
 
 def finish(data: bytes, spec: Spec) -> bytes:

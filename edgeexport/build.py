@@ -159,7 +159,8 @@ def golden_choice(answers: Answers) -> list[int]:
 
 def _report(prepared: Prepared, target: Target, lanes: Sequence[LaneReport], evidence: _Evidence, ran: frozenset[str]) -> Report:
     resolved, entries = prepared.resolved, evidence.entries
-    counted = [lane for lane in lanes if lane.required and lane.verdict is not None] or [lane for lane in lanes if lane.verdict is not None]
+    judged = [lane for lane in lanes if lane.verdict is not None]
+    counted = [lane for lane in judged if lane.required] or judged
     verdict = together(lane.verdict for lane in counted) or Verdict.INCONCLUSIVE
     leading = next(lane for lane in counted if lane.verdict is verdict)
     facts = resolved.spec.facts
@@ -168,10 +169,13 @@ def _report(prepared: Prepared, target: Target, lanes: Sequence[LaneReport], evi
         host=f"{host.describe()}, {host.cpu_model()}, {host.cores()} cores", verdict=verdict, scope=leading.scope,
         model={"source": resolved.recipe.model.source, "revision": resolved.source.revision, "task": resolved.spec.require_task().value,
                "architecture": resolved.spec.architecture, "parameters": resolved.spec.parameters, "licence": facts.get("licence"),
-               "labels": facts["labels"], "float32_bytes": 4 * resolved.spec.parameters if resolved.spec.parameters else None},
+               "labels": facts["labels"],
+               "float32_bytes": 4 * resolved.spec.parameters if resolved.spec.parameters else None},
         text=resolved.text.as_dict(),
-        datasets=tuple(DatasetReport(name=name, rows=len(dataset.rows), labelled=any(row.label for row in dataset.rows), origin=dataset.origin,
-                                     digest=resolved.leaves[name].artifact.digest) for name, dataset in resolved.datasets.items()),
+        datasets=tuple(
+            DatasetReport(name=name, rows=len(dataset.rows), labelled=any(row.label for row in dataset.rows), origin=dataset.origin,
+                          digest=resolved.leaves[name].artifact.digest)
+            for name, dataset in resolved.datasets.items()),
         lanes=tuple(lanes),
         steps=tuple(StepReport(id=node_id, stored=node_id not in ran, seconds=entry.run.seconds, peak_rss_mb=entry.run.peak_rss_mb,
                                bytes=entry.artifact.size) for node_id, entry in entries.items()))

@@ -118,7 +118,8 @@ def require_writable(destination: Path) -> None:
         with tempfile.TemporaryFile(dir=destination.parent):
             pass
     except OSError as exc:
-        raise OutputError(f"Cannot write to {destination.parent}.", why=exc.strerror or str(exc), hint="choose another place with -o") from exc
+        raise OutputError(f"Cannot write to {destination.parent}.", why=exc.strerror or str(exc),
+                          hint="choose another place with -o") from exc
 
 
 def lay_out_payload(place: Path, payloads: Sequence[Path]) -> dict[str, Any]:
@@ -130,7 +131,8 @@ def lay_out_payload(place: Path, payloads: Sequence[Path]) -> dict[str, Any]:
     return merged
 
 
-def add_golden(place: Path, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], reference: Answers, lanes: Mapping[str, Answers]) -> None:
+def add_golden(place: Path, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], reference: Answers,
+               lanes: Mapping[str, Answers]) -> None:
     """Write the golden vectors: some texts, and what the original and each lane answered to them."""
     (place / "golden").mkdir()
     with (place / GOLDEN_ROWS).open("w", encoding="utf-8") as file:
@@ -228,12 +230,13 @@ def write_archive(place: Path, archive: Path) -> None:
                     info.external_attr = 0o644 << 16
                     with path.open("rb") as source, out.open(info, "w", force_zip64=path.stat().st_size > 2**31) as entry:
                         shutil.copyfileobj(source, entry, 1 << 20)
-            os.chmod(temporary, 0o644)
+            Path(temporary).chmod(0o644)
             os.replace(temporary, archive)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as exc:
-        raise OutputError(f"Cannot write {archive}.", why=exc.strerror or str(exc), hint="free some space, or choose another place with -o") from exc
+        raise OutputError(f"Cannot write {archive}.", why=exc.strerror or str(exc),
+                          hint="free some space, or choose another place with -o") from exc
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 from edgeexport.errors import UnknownName
 from edgeexport.step import Step
@@ -46,3 +47,12 @@ def find_step(name: str) -> type[Step]:
     if len(steps) != 1:
         raise TypeError(f"{module.__name__} must define exactly one step named '{name}', found {len(steps)}")
     return steps[0]
+
+
+def make_step(name: str, **options: Any) -> Step:
+    """A step by its name, with its options.
+
+    Raises:
+        UnknownName: no step has that name.
+    """
+    return find_step(name).model_validate(options)

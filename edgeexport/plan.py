@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeexport.artifact import Artifact, Kind, Spec
-from edgeexport.catalog import find_step
+from edgeexport.catalog import make_step
 from edgeexport.errors import PlanError
 from edgeexport.policy import Policy
 from edgeexport.resolve import Resolved
@@ -163,30 +163,30 @@ class _Graph:
 
 
 def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan:
-    """The graph that builds and measures every lane of the targets.
+    """The graph that builds and measures every lane of the targets; without targets, that of the reference alone.
 
     Raises:
         PlanError: a required lane is not possible, or none is left.
     """
     source = with_digests(resolved.source)
     graph = _Graph({"source": source, **resolved.leaves})
-    load = find_step("load_checkpoint")(spec=resolved.spec, text=resolved.text.as_dict())
+    load = make_step("load_checkpoint", spec=resolved.spec, text=resolved.text.as_dict())
     checkpoint = graph.must("load_checkpoint", load, {"source": "@source"})
 
     judging = {name: f"@{name}" for name in resolved.judging}
-    reference_step = find_step("compute_reference")
     lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)
     for plan in lanes:
         if plan.refusal is not None and plan.lane.required:
             raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
                             hint=plan.refusal.hint)
-    if not any(plan.variant for plan in lanes):
+    if lanes and not any(plan.variant for plan in lanes):
         raise PlanError("No lane of these targets is possible.", why="; ".join(f"{plan.lane.name}: {plan.refusal.reason}"
                                                                           for plan in lanes if plan.refusal))
-    reference = graph.must("compute_reference", reference_step(datasets=tuple(judging)), {"checkpoint": checkpoint, **judging})
+    reference = graph.must("compute_reference", make_step("compute_reference", datasets=tuple(judging)),
+                           {"checkpoint": checkpoint, **judging})
     untruncated = None
     if resolved.text.max_length < resolved.text.own_max_length and "evaluation" in judging:
-        untruncated = graph.must("compute_reference[untruncated]", reference_step(datasets=("evaluation",), own_length=True),
+        untruncated = graph.must("compute_reference[untruncated]", make_step("compute_reference", datasets=("evaluation",), own_length=True),
                                  {"checkpoint": checkpoint, "evaluation": "@evaluation"})
     return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, untruncated)
 
@@ -200,25 +200,25 @@ def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, ch
     if isinstance(model, Refusal):
         return LanePlan(target, lane, refusal=model)
     variant = f"{lane.format}-{precision}"
-    payload = graph.must(f"assemble_payload[{variant}]", find_step("assemble_payload")(variant=variant),
+    payload = graph.must(f"assemble_payload[{variant}]", make_step("assemble_payload", variant=variant),
                          {"checkpoint": checkpoint, "model": model})
     common = {"variant": variant, "runtime": lane.runtime, "stand_in": lane.verified_by, "agent": host.agent,
               "environment": host.environments[lane.verified_by]}
     datasets = {name: f"@{name}" for name in resolved.judging}
     answers = graph.must(f"measure_answers[{lane.runtime}: {variant}]",
-                         find_step("measure_answers")(**common, datasets=tuple(datasets), isa=host.isa), {"payload": payload, **datasets})
+                         make_step("measure_answers", **common, datasets=tuple(datasets), isa=host.isa), {"payload": payload, **datasets})
     speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
-                       find_step("measure_speed")(**common, lengths=buckets(resolved), host=host.fingerprint), {"payload": payload}, alone=True)
-    inspection = graph.must(f"inspect_model[{variant}]", find_step("inspect_model")(variant=variant), {"payload": payload})
+                       make_step("measure_speed", **common, lengths=buckets(resolved), host=host.fingerprint), {"payload": payload}, alone=True)
+    inspection = graph.must(f"inspect_model[{variant}]", make_step("inspect_model", variant=variant), {"payload": payload})
     return LanePlan(target, lane, variant, payload, answers, speed, inspection)
 
 
 def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model."""
     if lane.format == "onnx":
-        exported = graph.add("export_onnx", find_step("export_onnx")(opset=resolved.recipe.export.opset), {"checkpoint": checkpoint})
+        exported = graph.add("export_onnx", make_step("export_onnx", opset=resolved.recipe.export.opset), {"checkpoint": checkpoint})
     else:
-        exported = graph.add("export_tflite", find_step("export_tflite")(lengths=buckets(resolved)), {"checkpoint": checkpoint})
+        exported = graph.add("export_tflite", make_step("export_tflite", lengths=buckets(resolved)), {"checkpoint": checkpoint})
     if isinstance(exported, Refusal) or policy == Policy(default="float"):
         return exported
     inputs = {"model": exported}
@@ -228,7 +228,7 @@ def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, preci
                            hint="add [data.calibration] to the recipe, or choose a dynamic precision")
         inputs |= {"checkpoint": checkpoint, "calibration": "@calibration"}
     name = f"quantize_{lane.format}"
-    return graph.add(f"{name}[{precision}]", find_step(name)(precision=precision, policy=policy), inputs)
+    return graph.add(f"{name}[{precision}]", make_step(name, precision=precision, policy=policy), inputs)
 
 
 def buckets(resolved: Resolved) -> tuple[int, ...]:

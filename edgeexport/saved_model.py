@@ -75,8 +75,9 @@ class SavedModel:
         """
         stated = wanted or self.config.get("task")
         if stated not in list(Task):
-            raise CheckpointError(f"{self.name} does not say what it is for." if stated is None else f"{self.name}: unknown task '{stated}'.",
-                                  why=f"known tasks: {', '.join(Task)}", hint='put task = "…" below [model] in the recipe')
+            what = f"{self.name} does not say what it is for." if stated is None else f"{self.name}: unknown task '{stated}'."
+            raise CheckpointError(what, why=f"known tasks: {', '.join(Task)}",
+                                  hint='put task = "…" below [model] in the recipe')
         return Task(stated)
 
     def pooling(self, task: Task) -> str | None:
@@ -226,7 +227,7 @@ def check_inputs(name: str, signature: Signature) -> None:
     unknown = [given for given in signature.inputs if given not in INPUTS]
     if unknown or "input_ids" not in signature.inputs:
         what = f"{name} has the unknown input '{unknown[0]}'." if unknown else f"{name} has no input 'input_ids'."
-        raise CheckpointError(what, why=f"{signature.source} takes {', '.join(signature.inputs)}; known inputs are {', '.join(INPUTS)}",
+        raise CheckpointError(what, why=f"{signature.source} takes {', '.join(sorted(signature.inputs))}; known are {', '.join(INPUTS)}",
                               hint='name the inputs so, for example keras.Input((None,), dtype="int32", name="input_ids")')
     for given, info in signature.inputs.items():
         if info.dtype not in INPUT_DTYPES:

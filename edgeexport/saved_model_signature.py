@@ -67,8 +67,8 @@ class Signature:
         missing = [name for name in names if name not in self.outputs]
         if missing:
             raise CheckpointError(f"The model has no output '{missing[0]}'.",
-                                  why=f"{self.source} gives {', '.join(self.outputs)}; the task needs {', '.join(names)}",
-                                  hint=f'name the outputs: keras.Model(inputs, {{"{missing[0]}": …}}), or choose the task that the model is for')
+                                  why=f"{self.source} gives {', '.join(sorted(self.outputs))}; the task needs {', '.join(names)}",
+                                  hint=f'name the output: keras.Model(inputs, {{"{missing[0]}": …}}), or choose the task it is for')
         return {name: name for name in names}
 
 

@@ -14,6 +14,7 @@ from filelock import Timeout
 from edgeexport.errors import MissingExtra
 from edgeexport.plan import Node, Plan
 from edgeexport.run_step import Cancelled, StepRequest, StoredInput, run_step
+from edgeexport.source import Leaf
 from edgeexport.step import version_of
 from edgeexport.store import Entry, Run, Store, action_key, artifact_of
 
@@ -210,7 +211,7 @@ class Scheduler:
         self._tell(Event(node.id, "finished", entry=entry))
         return entry
 
-    def _input(self, reference: str) -> StoredInput | object:
+    def _input(self, reference: str) -> StoredInput | Leaf:
         if reference.startswith("@"):
             return self._plan.leaves[reference[1:]]
         artifact = self._done[reference].artifact

@@ -5,17 +5,25 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from edgeexport.artifact import Model
+from edgeexport.build import Prepared, prepare
 from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, check_files, read_manifest
-from edgeexport.errors import EdgeExportError, UnknownName
+from edgeexport.dataset import ROWS_FILE, read_records
+from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, UnknownName
+from edgeexport.recipe import DataFile, recipe_for
 from edgeexport.runner import host
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import run_job
+from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
 from edgeexport.step import Context
-from edgeexport.verify.check import Verdict, together
+from edgeexport.store import Store
+from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.judge import relative_distances
+from edgeexport.verify.metrics import MetricResult, compare, metric_check
+from edgeexport.verify.parity import parity_checks
 
 
 class GoldenResult(Model):
@@ -109,3 +117,83 @@ def verify_lane(place: Path, name: str, lane: ManifestLane, report: Callable[[st
         reference_distance=max(relative_distances(original, here), default=0.0), same_decisions=same, texts=len(then.tokens),
         where=f"{host.describe()}, {lane.verified_by}")
 
+
+
+class RecomputedLane(Model):
+    """What a lane of a bundle proves against a reference that was computed anew."""
+
+    lane: str
+    verdict: Verdict | None
+    checks: tuple[Check, ...] = ()
+    metrics: tuple[MetricResult, ...] = ()
+    problem: str | None = None
+
+
+def verify_against_source(place: Path, source: str, data: DataFile, lanes: Iterable[str], limits: Limits, store: Store,
+                          tell: Callable[[Event], None]) -> list[RecomputedLane]:
+    """Answer data of the user's with the original and with the bundle's own files, and compare.
+
+    Args:
+        place: the bundle's directory; its files were checked.
+        source: the checkpoint that the bundle says it is made from: hub id or directory.
+        data: texts; labelled where they have the field ``label`` or, with a corpus, ``answer``.
+        lanes: only these lanes; empty for all.
+        limits: jobs and memory for the reference.
+        store: takes the reference.
+        tell: told what happens.
+
+    Raises:
+        BundleError: the source is another checkpoint.
+        EdgeExportError: the source or the data can't be used.
+    """
+    manifest = read_manifest(place)
+    labelled = data.corpus is not None or "label" in data.fields or any("label" in record for record in read_records(data.file)[:1])
+    text = manifest.text
+    section = {"source": source, "task": manifest.task, "max_length": text["max_length"], "pooling": text["pooling"],
+               "normalize": text["normalize"], "query_prefix": text["query_prefix"], "document_prefix": text["document_prefix"]}
+    sections: dict[str, Any] = {"evaluation": data.model_dump(mode="json")} if labelled else {"texts": str(data.file)}
+    recipe = recipe_for(source, model={key: value for key, value in section.items() if value is not None}, data=sections)
+    prepared = prepare(recipe, [], store)
+    weights = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items() if name.endswith(".safetensors")}
+    sealed = {name: digest for name, digest in manifest.lineage["source"]["files"].items() if name.endswith(".safetensors")}
+    if weights != sealed:
+        raise BundleError(f"{source} is not the checkpoint that {manifest.name} was made from.", why="its weights have other digests",
+                          hint=f"the manifest names {manifest.lineage['source']['given']}")
+    with store.in_use():
+        entry = Scheduler(prepared.plan, store, limits, tell).run([prepared.plan.reference])[prepared.plan.reference]
+        reference = {name.removesuffix(".npz"): Answers.load(store.blob_path(blob)) for name, blob in entry.artifact.tree.items()}
+    found = []
+    for name in list(lanes) or list(manifest.lanes):
+        lane = manifest.lanes[name]
+        tell(Event(f"measure_answers[{name}]", "started"))
+        try:
+            answers = _answer(place, lane, prepared, store)
+        except RuntimeUnavailable as exc:
+            found.append(RecomputedLane(lane=name, verdict=None, problem=f"{exc.what} {exc.why or ''}".strip()))
+            continue
+        found.append(_compare(name, lane, prepared, reference, answers))
+    return found
+
+
+def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -> dict[str, Answers]:
+    """A lane's answers to every judging data set, from the bundle's own files."""
+    with tempfile.TemporaryDirectory(prefix="edgeexport-verify-") as scratch:
+        leaves = prepared.resolved.leaves
+        paths = {name: str(store.view(leaves[name].artifact.tree, Path(scratch) / name) / ROWS_FILE) for name in prepared.resolved.judging}
+        out = Path(scratch) / "out"
+        run_job(Environment(lane.verified_by), {
+            "do": "answers", "payload": str(place.absolute()), "variant": lane.variant, "runtime": lane.runtime, "threads": 1,
+            "datasets": paths}, out, Context(Path(scratch)))
+        return {name: Answers.load(out / f"{name}.npz") for name in paths}
+
+
+def _compare(name: str, lane: ManifestLane, prepared: Prepared, reference: dict[str, Answers], answers: dict[str, Answers]) -> RecomputedLane:
+    resolved = prepared.resolved
+    task, how = resolved.spec.require_task(), f"measured on this {host.describe()} in {lane.verified_by}"
+    checks = [check for dataset in answers for check in parity_checks(task, dataset, reference[dataset], answers[dataset], {}, how)]
+    metrics: list[MetricResult] = []
+    if "evaluation" in answers:
+        metrics = compare(task, resolved.datasets["evaluation"].rows, resolved.spec.facts["labels"], reference["evaluation"],
+                          answers["evaluation"])
+    checks.append(metric_check(metrics, resolved.recipe.metric.max_drop, how))
+    return RecomputedLane(lane=name, verdict=together(check.verdict for check in checks), checks=tuple(checks), metrics=tuple(metrics))

@@ -4,8 +4,9 @@
 
 This interpreter writes small probe files (it needs onnx and ai-edge-litert); the interpreter named by --python loads them with the
 runtime that it has, whatever its version. A runtime resolves operators when it loads a file, before it looks at shapes, so that one
-file with one operator code tells whether that operator exists in that version. The entry of the version that was measured is
-replaced; other entries stay.
+file with one operator code tells whether that operator exists in that version. Some TFLite operators accept INT8 weights with a scale
+per channel and then use the first scale for all of them; those are run, and their answers compared. The entry of the version that was
+measured is replaced; other entries stay.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,7 @@ def tflite_probes() -> dict[str, Any]:
         "operators": {name: [_text(_tflite_file(code, version)) for version in versions] for name, code in codes.items()},
         "custom": {name: _text(_tflite_file(schema.BuiltinOperator.CUSTOM, 1, name)) for name in (*TFLITE_CUSTOM, MADE_UP)},
         "behind": _text(_file_with_weights_behind()),
+        "per_channel": per_channel_probes(),
     }
 
 
@@ -112,17 +115,64 @@ def _file_with_weights_behind() -> bytes:
     return _pack([], [tensor], [], [buffer]) + bytes(end) + content
 
 
-def _pack(codes: list[Any], tensors: list[Any], operators: list[Any], buffers: list[Any]) -> bytes:
+def _pack(codes: list[Any], tensors: list[Any], operators: list[Any], buffers: list[Any],
+          inputs: Sequence[int] = (), outputs: Sequence[int] = ()) -> bytes:
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     graph, model = schema.SubGraphT(), schema.ModelT()
-    graph.name, graph.inputs, graph.outputs, graph.tensors, graph.operators = "main", [], [], tensors, operators
+    graph.name, graph.inputs, graph.outputs, graph.tensors, graph.operators = "main", list(inputs), list(outputs), tensors, operators
     model.version, model.description, model.operatorCodes, model.subgraphs = 3, "probe", codes, [graph]
     model.buffers = [schema.BufferT(), *buffers]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def per_channel_probes() -> dict[str, dict[str, Any]]:
+    """Operator → a file where it meets INT8 weights with one scale per channel, the input, and the right output."""
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    random = np.random.default_rng(0)
+    scales = np.array([0.001, 0.01, 0.1, 1.0], np.float32)
+    found = {}
+
+    def probe(name: str, version: int, options: Any, given: Any, weight: Any, expected: Any, size: Any, bias: bool = True) -> None:
+        tensors, buffers = [], []
+        arrays = {"x": given, "weight": weight, "y": expected.astype(np.float32)} | ({"bias": np.zeros(4, np.float32)} if bias else {})
+        for index, (label, array) in enumerate(arrays.items(), 1):
+            tensor, buffer = schema.TensorT(), schema.BufferT()
+            tensor.name, tensor.shape, tensor.buffer = label, list(array.shape), index
+            tensor.type = getattr(schema.TensorType, array.dtype.name.upper())
+            if label == "weight":
+                tensor.quantization = schema.QuantizationParametersT()
+                tensor.quantization.scale, tensor.quantization.zeroPoint, tensor.quantization.quantizedDimension = scales, [0] * 4, 0
+            if label in {"weight", "bias"}:
+                buffer.data = array.view(np.uint8).ravel()
+            tensors.append(tensor)
+            buffers.append(buffer)
+        code, operator = schema.OperatorCodeT(), schema.OperatorT()
+        code.builtinCode, code.version = getattr(schema.BuiltinOperator, name), version
+        code.deprecatedBuiltinCode = code.builtinCode
+        operator.inputs, operator.outputs = [0, 1, 3] if bias else [0, 1], [2]
+        if options is not None:
+            operator.builtinOptions = options
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
+        # An activation is rounded to 8 bits, so that the error is relative to the products, which may cancel.
+        found[name] = {"file": _text(_pack([code], tensors, [operator], buffers, inputs=[0], outputs=[2])), "dtype": given.dtype.name,
+                       "x": given.tolist(), "y": expected.tolist(), "tolerance": (0.02 * size).tolist()}
+
+    x = random.standard_normal((1, 8)).astype(np.float32)
+    matrix = random.integers(-127, 128, (4, 8)).astype(np.int8)
+    rows = matrix * scales[:, None]
+    y, size = x @ rows.T, abs(x) @ abs(rows).T
+    probe("FULLY_CONNECTED", 5, schema.FullyConnectedOptionsT(), x, matrix, y, size)
+    convolution = schema.Conv2DOptionsT()
+    convolution.strideH = convolution.strideW = convolution.dilationHFactor = convolution.dilationWFactor = 1
+    probe("CONV_2D", 5, convolution, x.reshape(1, 1, 1, 8), matrix.reshape(4, 1, 1, 8), y.reshape(1, 1, 1, 4), size.reshape(1, 1, 1, 4))
+    probe("EMBEDDING_LOOKUP", 1, None, np.arange(4, dtype=np.int32), matrix, rows, abs(rows), bias=False)
+    return found
 
 
 def onnx_probes() -> dict[str, Any]:
@@ -176,6 +226,7 @@ def write_table(runtime: str, found: dict[str, Any]) -> None:
             lines.append("opsets = { " + ", ".join(f'"{domain}" = {opset}' for domain, opset in has.opsets.items()) + " }")
         else:
             lines.append(f"weights_behind_flatbuffer = {json.dumps(has.weights_behind_flatbuffer)}")
+            lines.append(f"wrong_per_channel = {json.dumps(has.wrong_per_channel)}")
         if has.custom is not None:
             names = ", ".join(f'"{name}"' for name in sorted(set(has.custom) - custom))
             lines += textwrap.wrap(f"custom = [{names}]", 139, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
@@ -214,7 +265,24 @@ def load_tflite(runtime: str, probes: dict[str, Any]) -> dict[str, Any]:
     if _error(lambda: allocate(probes["behind"])) is None:
         made = allocate(probes["behind"])
         behind = _error(lambda: made.get_tensor(0)) is None and made.get_tensor(0).tolist() == BEHIND
-    return {"version": importlib.metadata.version(runtime), "operators": operators, "custom": custom, "weights_behind_flatbuffer": behind}
+    wrong = [name for name, probe in probes["per_channel"].items() if not _is_right(allocate, probe)]
+    return {"version": importlib.metadata.version(runtime), "operators": operators, "custom": custom, "weights_behind_flatbuffer": behind,
+            "wrong_per_channel": wrong}
+
+
+def _is_right(allocate: Any, probe: dict[str, Any]) -> bool:
+    """Whether an operator's output is the right one, but for rounding."""
+    import numpy as np
+
+    def run() -> None:
+        made = allocate(probe["file"])
+        made.set_tensor(made.get_input_details()[0]["index"], np.array(probe["x"], probe["dtype"]))
+        made.invoke()
+        found = made.get_tensor(made.get_output_details()[0]["index"])
+        if (np.abs(found - np.array(probe["y"])) > np.array(probe["tolerance"])).any():
+            raise ValueError("wrong answer")
+
+    return _error(run) is None
 
 
 def load_onnx(runtime: str, probes: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +313,7 @@ def _error(action: Any) -> str | None:
     """The message of the error that `action` raises; None where it raises none."""
     try:
         action()
-    except Exception as exc:  # noqa: BLE001: runtimes raise ValueError, RuntimeError and classes of their own
+    except Exception as exc:  # runtimes raise ValueError, RuntimeError and classes of their own
         return str(exc)
     return None
 

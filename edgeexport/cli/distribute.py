@@ -32,7 +32,8 @@ def publish_command(bundle: Path, directory: Path, allow_failed: bool, as_json: 
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--target", "-t", required=True, help="For which target.")
 @click.option("--lane", help="Only this lane.")
-@click.option("--out", "-o", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where it goes; default: here.")
+@click.option("--out", "-o", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+              help="Where it goes; default: here.")
 @allow_failed_option
 @json_option
 def pull_command(source: Path, target: str, lane: str | None, directory: Path, allow_failed: bool, as_json: bool) -> None:

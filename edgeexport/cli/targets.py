@@ -41,7 +41,8 @@ def show_command(name: str, as_json: bool) -> None:
         return
     device = target.device
     out.print(f"[bold]{target.name}[/]  {target.title}")
-    out.print(f"  {device.cpu}; {device.isa} ({', '.join(device.features) or 'no extensions named'}), {device.cores} cores, {device.ram_mb} MB")
+    features = ", ".join(device.features) or "no extensions named"
+    out.print(f"  {device.cpu}; {device.isa} ({features}), {device.cores} cores, {device.ram_mb} MB")
     for lane in target.lanes:
         required = "required" if lane.required else "optional"
         out.print(f"\n  lane [bold]{lane.name}[/] ({required}): {lane.format}, {lane.precision}")

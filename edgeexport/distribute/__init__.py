@@ -1,0 +1,1 @@
+"""Registries: where bundles are published and pulled."""

@@ -46,6 +46,8 @@ class OperatorUse(Model):
             ``weights-int8``: in floating point, on weights that are stored in 8 bits or fewer and dequantized.
             ``other``: no arithmetic on activations: shapes, look-ups, moving data, changing its type.
         custom: it is not of the format's own operator set.
+        per_channel: a TFLite operator that makes floating-point numbers from INT8 weights with one scale per channel. Quantizers do not
+            raise the operator's version for it, though older runtimes can't do it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class OperatorUse(Model):
     count: int
     computes: Computes
     custom: bool = False
+    per_channel: bool = False
 
 
 class WeightGroup(Model):

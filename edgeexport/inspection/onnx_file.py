@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,20 +45,22 @@ QUANTIZATION_INPUTS: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), CONTRIB + "QuantizeLinear": (1, 2), CONTRIB + "DequantizeLinear": (1, 2),
     "MatMulInteger": (2, 3), "ConvInteger": (2, 3), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QLinearConv": (1, 2, 4, 5, 6, 7),
     CONTRIB + "QLinearConv": (1, 2, 4, 5, 6, 7), CONTRIB + "QGemm": (1, 2, 4, 5, 7, 8), CONTRIB + "QAttention": (3, 4, 6, 7),
-    CONTRIB + "MatMulIntegerToFloat": (2, 3, 4, 5), CONTRIB + "DynamicQuantizeMatMul": (2, 3), CONTRIB + "DynamicQuantizeLSTM": (8, 9, 10, 11),
-    CONTRIB + "MatMulNBits": (2, 3), CONTRIB + "MatMulBnb4": (2,), CONTRIB + "GatherBlockQuantized": (2, 3),
+    CONTRIB + "MatMulIntegerToFloat": (2, 3, 4, 5), CONTRIB + "DynamicQuantizeMatMul": (2, 3),
+    CONTRIB + "DynamicQuantizeLSTM": (8, 9, 10, 11), CONTRIB + "MatMulNBits": (2, 3), CONTRIB + "MatMulBnb4": (2,),
+    CONTRIB + "GatherBlockQuantized": (2, 3),
 }
 # How onnxruntime's quantizer names what it multiplies by scales outside such operators.
 QUANTIZATION_NAMES = ("_scale", "_scales", "_zero_point", "_zero_points")
 
 # No arithmetic on activations: moving and selecting data, its shape and its type, and control flow (whose body is counted itself).
 MOVEMENT = frozenset({
-    "Constant", "ConstantOfShape", "Identity", "Shape", "Size", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split",
-    "Slice", "Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Expand", "Tile", "Pad", "Cast", "CastLike", "Range",
-    "OneHot", "EyeLike", "Where", "NonZero", "Compress", "TopK", "ArgMax", "ArgMin", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu",
-    "Dropout", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan", "BitCast", "TensorScatter",
-    CONTRIB + "QuantizeLinear", CONTRIB + "DequantizeLinear", CONTRIB + "GatherBlockQuantized", CONTRIB + "ExpandDims", CONTRIB + "GatherND",
-    CONTRIB + "QLinearConcat", CONTRIB + "Trilu", CONTRIB + "Pad", CONTRIB + "Range", CONTRIB + "Unique",
+    "Constant", "ConstantOfShape", "Identity", "Shape", "Size", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat",
+    "Split", "Slice", "Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Expand", "Tile", "Pad", "Cast",
+    "CastLike", "Range", "OneHot", "EyeLike", "Where", "NonZero", "Compress", "TopK", "ArgMax", "ArgMin", "DepthToSpace",
+    "SpaceToDepth", "ReverseSequence", "Trilu", "Dropout", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop",
+    "Scan", "BitCast", "TensorScatter", CONTRIB + "QuantizeLinear", CONTRIB + "DequantizeLinear", CONTRIB + "GatherBlockQuantized",
+    CONTRIB + "ExpandDims", CONTRIB + "GatherND", CONTRIB + "QLinearConcat", CONTRIB + "Trilu", CONTRIB + "Pad", CONTRIB + "Range",
+    CONTRIB + "Unique",
 })
 DEQUANTIZERS = frozenset({"DequantizeLinear", CONTRIB + "DequantizeLinear"})
 QUANTIZERS = frozenset({"QuantizeLinear", CONTRIB + "QuantizeLinear"})
@@ -86,13 +90,16 @@ def inspect_onnx(path: Path) -> ModelReport:
         import onnx.inliner
 
         model = onnx.inliner.inline_local_functions(model)
-    return _Reader(path, model).report()
+    try:
+        return _Reader(path, model).report()
+    except (ValueError, KeyError, IndexError) as exc:  # a type, attribute or input that must be there, and is not
+        raise ModelFileError(f"The ONNX file {path} is damaged.", why=str(exc), hint="`onnx.checker.check_model` tells more") from exc
 
 
 class _Reader:
     def __init__(self, path: Path, model: onnx.ModelProto) -> None:
         self.path, self.model = path, model
-        self.opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+        self.opsets: dict[str, int] = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
         self.types = _types(model)
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: dict[str, onnx.TensorProto] = {}
@@ -101,8 +108,8 @@ class _Reader:
             self.tensors |= {tensor.name: tensor for tensor in graph.initializer}
         # Names are unique among a graph and its bodies.
         for node in self.nodes:
-            if node.op_type == "Constant":
-                self.tensors |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.tensors[node.output[0]] = node.attribute[0].t
         self.maker = {output: node for node in self.nodes for output in node.output}
         self.users: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -112,11 +119,12 @@ class _Reader:
 
     def report(self) -> ModelReport:
         constants = list(self._constants())
-        uses: Counter[tuple[str, int, Computes, bool]] = Counter()
+        uses: Counter[OperatorUse] = Counter()
         products = []
         for node in self.nodes:
-            name, computes = _operator(node), self._computes(node)
-            uses[name, self._version(node), computes, node.domain not in STANDARD_DOMAINS] += 1
+            computes = self._computes(node)
+            uses[OperatorUse(name=_operator(node), version=self._version(node), count=0, computes=computes,
+                             custom=node.domain not in STANDARD_DOMAINS)] += 1
             elements = sum(self._elements(constant) for constant in self._product_weights(node))
             if elements:
                 products.append(Product(elements, computes))
@@ -128,12 +136,11 @@ class _Reader:
             # Before IR version 4 an initializer was listed among the inputs too.
             signatures=(Signature(name="main", inputs=tuple(_value(value) for value in graph.input if value.name not in inside),
                                   outputs=tuple(map(_value, graph.output))),),
-            operators=tuple(OperatorUse(name=name, version=version, count=number, computes=computes, custom=custom)
-                            for (name, version, computes, custom), number in sorted(uses.items(), key=lambda item: (-item[1], item[0]))),
+            operators=tuple(use.model_copy(update={"count": number}) for use, number in uses.most_common()),
             weight_groups=weights.grouped(constants), float_weights=weights.still_float(constants),
             stored_twice=weights.stored_twice(constants), integer_weight_share=weights.integer_weight_share(constants),
             integer_compute_share=weights.integer_compute_share(products),
-            overhead_bytes=size + external - sum(constant.bytes for constant in constants))
+            overhead_bytes=size + external - sum(constant.size for constant in constants))
 
     def _version(self, node: onnx.NodeProto) -> int:
         """The opset in which the operator got its present meaning; of an unknown domain, the opset itself."""
@@ -141,10 +148,10 @@ class _Reader:
 
         opset = self.opsets.get(node.domain or "ai.onnx", 1)
         try:
-            version: int = defs.get_schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain).since_version
+            schema = defs.get_schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
         except defs.SchemaError:
             return opset
-        return version
+        return int(schema.since_version)
 
     # Constants
 
@@ -158,10 +165,9 @@ class _Reader:
                     continue
                 seen.add(place)
                 size = int(external.get("length", 0)) or file.stat().st_size - place[1]
-                content = _slice_of(file, place[1], size)
+                content = partial(_slice_of, file, place[1], size)
             else:
-                data = _data_of(tensor)
-                size, content = len(data), _content_of(data)
+                size, content = len(_data_of(tensor)), partial(_data_of, tensor)
             user, position = self._final_user(name)
             operator = _operator(user) if user is not None else ""
             used_by = user.name or (user.output[0] if user.output else "") if user is not None else ""
@@ -169,12 +175,13 @@ class _Reader:
             names = (name, used_by, *(user.output if user is not None else ()))
             yield Constant(
                 name=name, used_by=used_by, group=QUANTIZATION if scales else weights.group_of(names, operator.removeprefix(CONTRIB)),
-                dtype=_dtype(tensor.data_type), shape=tuple(tensor.dims), elements=self._elements(name), bytes=size, content=content)
+                dtype=_dtype(tensor.data_type), shape=tuple(tensor.dims), elements=self._elements(name), size=size, content=content)
 
     def _external_file(self, name: str, external: dict[str, str]) -> Path:
         location = Path(external.get("location", ""))
         if not location.parts or location.is_absolute() or ".." in location.parts:
-            raise ModelFileError(f"The ONNX file {self.path} is damaged.", why=f"tensor '{name}' lies in '{location}', outside the model's folder")
+            raise ModelFileError(f"The ONNX file {self.path} is damaged.",
+                                 why=f"tensor '{name}' lies in '{location}', outside the model's folder")
         file = self.path.parent / location
         if not file.is_file():
             raise ModelFileError(f"The ONNX file {self.path} is not complete.", why=f"tensor '{name}' lies in {location}, which is missing",
@@ -274,7 +281,7 @@ def _operator(node: onnx.NodeProto) -> str:
 
 
 def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
 
 
 def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -300,10 +307,8 @@ def _types(model: onnx.ModelProto) -> dict[str, str]:
     light.graph.input.extend(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                              for tensor in model.graph.initializer if tensor.name not in known)
     light.graph.output.extend(model.graph.output)
-    try:
+    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # what stays unknown counts as float
         light = onnx.shape_inference.infer_shapes(light)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        pass  # what is not known counts as float
     return {value.name: _dtype(value.type.tensor_type.elem_type) for graph in _with_bodies(light.graph)
             for value in (*graph.input, *graph.value_info, *graph.output) if value.type.HasField("tensor_type")}
 
@@ -332,21 +337,15 @@ def _data_of(tensor: onnx.TensorProto) -> bytes:
     import onnx
 
     if tensor.HasField("raw_data"):
-        return tensor.raw_data
+        return bytes(tensor.raw_data)
     data = onnx.TensorProto()
     data.CopyFrom(tensor)
     for name in ("name", "dims", "data_type", "doc_string", "metadata_props"):
         data.ClearField(name)
-    return data.SerializeToString()
+    return bytes(data.SerializeToString())
 
 
-def _content_of(data: bytes):  # type: ignore[no-untyped-def]
-    return lambda: data
-
-
-def _slice_of(file: Path, offset: int, size: int):  # type: ignore[no-untyped-def]
-    def read() -> bytes:
-        with file.open("rb") as opened:
-            opened.seek(offset)
-            return opened.read(size)
-    return read
+def _slice_of(file: Path, offset: int, size: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(size)

@@ -39,13 +39,14 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], int]] = {
 
 # No arithmetic on activations: moving and selecting data, its shape and its type, and control flow (whose body is counted itself).
 MOVEMENT = frozenset({
-    "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SHAPE", "RANK", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "CONCATENATION", "PACK",
-    "UNPACK", "GATHER", "GATHER_ND", "SCATTER_ND", "EMBEDDING_LOOKUP", "EMBEDDING_LOOKUP_SPARSE", "HASHTABLE_LOOKUP", "CAST", "BITCAST",
-    "QUANTIZE", "DEQUANTIZE", "FAKE_QUANT", "DENSIFY", "PAD", "PADV2", "MIRROR_PAD", "TILE", "BROADCAST_TO", "BROADCAST_ARGS", "FILL",
-    "ZEROS_LIKE", "RANGE", "ONE_HOT", "SELECT", "SELECT_V2", "WHERE", "REVERSE_V2", "REVERSE_SEQUENCE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE",
-    "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "DYNAMIC_UPDATE_SLICE", "TOPK_V2", "ARG_MAX", "ARG_MIN", "UNIQUE", "SPARSE_TO_DENSE",
-    "MATRIX_DIAG", "MATRIX_SET_DIAG", "DILATE", "WHILE", "IF", "CALL_ONCE", "CALL", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE",
-    "HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT", "HASHTABLE_SIZE", "STABLEHLO_COMPOSITE",
+    "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SHAPE", "RANK", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "CONCATENATION",
+    "PACK", "UNPACK", "GATHER", "GATHER_ND", "SCATTER_ND", "EMBEDDING_LOOKUP", "EMBEDDING_LOOKUP_SPARSE", "HASHTABLE_LOOKUP", "CAST",
+    "BITCAST", "QUANTIZE", "DEQUANTIZE", "FAKE_QUANT", "DENSIFY", "PAD", "PADV2", "MIRROR_PAD", "TILE", "BROADCAST_TO",
+    "BROADCAST_ARGS", "FILL", "ZEROS_LIKE", "RANGE", "ONE_HOT", "SELECT", "SELECT_V2", "WHERE", "REVERSE_V2", "REVERSE_SEQUENCE",
+    "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "DYNAMIC_UPDATE_SLICE", "TOPK_V2", "ARG_MAX",
+    "ARG_MIN", "UNIQUE", "SPARSE_TO_DENSE", "MATRIX_DIAG", "MATRIX_SET_DIAG", "DILATE", "WHILE", "IF", "CALL_ONCE", "CALL",
+    "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT", "HASHTABLE_SIZE",
+    "STABLEHLO_COMPOSITE",
 })
 # What a constant may pass through before it is used.
 CARRIERS = frozenset({"DEQUANTIZE", "RESHAPE", "TRANSPOSE", "DENSIFY", "CAST"})
@@ -78,13 +79,22 @@ def inspect_tflite(path: Path) -> ModelReport:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of a subgraph; `buffer` is where its content lies (offset, size) if it is constant."""
+    """A tensor of a subgraph.
+
+    Attributes:
+        name: as in the file.
+        dtype: NumPy's name of the type.
+        shape: as it is allocated at first.
+        signature: the shape with ``?`` where it is dynamic.
+        scales: by how many it is quantized.
+        buffer: where its content lies (offset, size); None where it is not constant.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     signature: tuple[int | str, ...]
-    quantized: bool
+    scales: int
     buffer: tuple[int, int] | None
 
 
@@ -143,24 +153,24 @@ class _Reader:
         if not graphs:
             raise ValueError("it has no subgraph")
         constants = list(self._constants(graphs))
-        uses: Counter[tuple[str, int, Computes, bool]] = Counter()
+        uses: Counter[OperatorUse] = Counter()
         products = []
         for graph in graphs:
             for operator in graph.operators:
                 computes = _computes(operator, graph)
-                uses[operator.name, operator.version, computes, operator.custom] += 1
+                uses[OperatorUse(name=operator.name, version=operator.version, count=0, computes=computes, custom=operator.custom,
+                                 per_channel=_is_per_channel(operator, graph))] += 1
                 elements = sum(weights.count(constant.shape) for constant in _product_weights(operator, graph))
                 if elements:
                     products.append(Product(elements, computes))
         return ModelReport(
             file=self.name, format="tflite", bytes=len(self.data), producer=_text(self.model.Description()) or None,
             signatures=tuple(self._signatures(graphs)),
-            operators=tuple(OperatorUse(name=name, version=version, count=number, computes=computes, custom=custom)
-                            for (name, version, computes, custom), number in sorted(uses.items(), key=lambda item: (-item[1], item[0]))),
+            operators=tuple(use.model_copy(update={"count": number}) for use, number in uses.most_common()),
             weight_groups=weights.grouped(constants), float_weights=weights.still_float(constants),
             stored_twice=weights.stored_twice(constants), integer_weight_share=weights.integer_weight_share(constants),
             integer_compute_share=weights.integer_compute_share(products),
-            overhead_bytes=len(self.data) - sum(constant.bytes for constant in constants), weights_behind_flatbuffer=self.behind)
+            overhead_bytes=len(self.data) - sum(constant.size for constant in constants), weights_behind_flatbuffer=self.behind)
 
     def _buffer(self, index: int) -> tuple[int, int] | None:
         """Where a buffer's content lies (offset, size) in the file; None where it is empty.
@@ -189,7 +199,7 @@ class _Reader:
             tensors.append(_Tensor(
                 name=_text(tensor.Name()), dtype=self.type_names[tensor.Type()], shape=shape,
                 signature=tuple("?" if size < 0 else size for size in dynamic),
-                quantized=table is not None and table.ScaleLength() > 0, buffer=self.buffers[tensor.Buffer()]))
+                scales=table.ScaleLength() if table is not None else 0, buffer=self.buffers[tensor.Buffer()]))
         operators = []
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
@@ -243,7 +253,7 @@ class _Reader:
 
     def _constant(self, name: str, used_by: str, group: str, dtype: str, shape: tuple[int, ...], place: tuple[int, int]) -> Constant:
         offset, size = place
-        return Constant(name=name, used_by=used_by, group=group, dtype=dtype, shape=shape, elements=weights.count(shape), bytes=size,
+        return Constant(name=name, used_by=used_by, group=group, dtype=dtype, shape=shape, elements=weights.count(shape), size=size,
                         content=lambda: self.data[offset:offset + size])
 
     def _scales(self, table: Any) -> tuple[int, int] | None:
@@ -285,6 +295,13 @@ def _product_weights(operator: _Operator, graph: _Graph) -> list[_Tensor]:
     return [constant for constant in found if constant is not None and len(constant.shape) >= 2]
 
 
+def _is_per_channel(operator: _Operator, graph: _Graph) -> bool:
+    """Whether it makes floating-point numbers from integer constants with several scales."""
+    inputs = [graph.tensors[number] for number in operator.inputs if number >= 0]
+    return (any(value.buffer is not None and value.dtype in BYTE_INTEGERS and value.scales > 1 for value in inputs)
+            and any(graph.tensors[number].dtype in FLOATS for number in operator.outputs))
+
+
 def _computes(operator: _Operator, graph: _Graph) -> Computes:
     """How an operator's arithmetic is done."""
     if operator.name in MOVEMENT:
@@ -304,4 +321,4 @@ def _computes(operator: _Operator, graph: _Graph) -> Computes:
     values = [*inputs, *(graph.tensors[number] for number in operator.outputs)]
     if any(value.dtype in FLOATS for value in values):
         return "float"
-    return "int8" if any(value.dtype in QUANTIZED and value.quantized for value in values) else "other"
+    return "int8" if any(value.dtype in QUANTIZED and value.scales for value in values) else "other"

@@ -52,7 +52,7 @@ class Constant:
         dtype: NumPy's name of the type.
         shape: as stored.
         elements: how many numbers; differs from the shape's product where several are packed into one.
-        bytes: as stored.
+        size: bytes, as stored.
         content: reads the stored bytes.
     """
 
@@ -62,8 +62,8 @@ class Constant:
     dtype: str
     shape: tuple[int, ...]
     elements: int
-    bytes: int
-    content: Callable[[], bytes | memoryview] = field(repr=False, compare=False)
+    size: int
+    content: Callable[[], bytes] = field(repr=False, compare=False)
 
     @property
     def is_weight(self) -> bool:
@@ -100,14 +100,14 @@ def grouped(constants: Iterable[Constant]) -> tuple[WeightGroup, ...]:
     for constant in constants:
         found[constant.group, constant.dtype].append(constant)
     groups = [WeightGroup(group=group, dtype=dtype, tensors=len(members), elements=sum(c.elements for c in members),
-                          bytes=sum(c.bytes for c in members)) for (group, dtype), members in found.items()]
+                          bytes=sum(c.size for c in members)) for (group, dtype), members in found.items()]
     return tuple(sorted(groups, key=lambda group: (-group.bytes, group.group, group.dtype)))
 
 
 def still_float(constants: Iterable[Constant]) -> tuple[StoredTensor, ...]:
     """The largest weights in floating point."""
-    left = sorted((c for c in constants if c.is_weight and c.dtype in FLOATS), key=lambda c: (-c.bytes, c.name))
-    return tuple(StoredTensor(name=c.name, used_by=c.used_by, group=c.group, dtype=c.dtype, shape=c.shape, bytes=c.bytes)
+    left = sorted((c for c in constants if c.is_weight and c.dtype in FLOATS), key=lambda c: (-c.size, c.name))
+    return tuple(StoredTensor(name=c.name, used_by=c.used_by, group=c.group, dtype=c.dtype, shape=c.shape, bytes=c.size)
                  for c in left[:MOST_FLOAT_WEIGHTS])
 
 
@@ -115,8 +115,8 @@ def stored_twice(constants: Iterable[Constant]) -> tuple[StoredTwice, ...]:
     """Constants with equal content, most wasteful first."""
     by_size: dict[int, list[Constant]] = defaultdict(list)
     for constant in constants:
-        if constant.bytes >= LEAST_BYTES_STORED_TWICE:
-            by_size[constant.bytes].append(constant)
+        if constant.size >= LEAST_BYTES_STORED_TWICE:
+            by_size[constant.size].append(constant)
     found = []
     for size, members in by_size.items():
         if len(members) < 2:

@@ -1,0 +1,1 @@
+"""How a measuring job gets to where it runs: environments, the agent, the local runner."""

@@ -34,6 +34,8 @@ class Capability(Model):
         operators: operator → its highest version, or lowest and highest where the lowest is not 1.
         custom: operators from outside the format's own set; None where nobody looked.
         weights_behind_flatbuffer: whether it finds weights that lie behind the flatbuffer (TFLite's Buffer.offset).
+        wrong_per_channel: operators that refuse, or silently compute wrongly, INT8 weights with a scale per channel where activations are
+            floating point.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Capability(Model):
     operators: dict[str, int | tuple[int, int]] = {}
     custom: tuple[str, ...] | None = None
     weights_behind_flatbuffer: bool = True
+    wrong_per_channel: tuple[str, ...] = ()
 
 
 class RuntimeTable(Model):
@@ -115,7 +118,8 @@ def problems(report: ModelReport, runtime: str, version: str) -> list[str]:
         return [f"nothing is known of {runtime} {version}: the oldest known version is {next(iter(table.versions))}"]
     has = table.versions[at_or_below[-1]]
     name = f"{runtime} {version}"
-    return [*_file_problems(report, has, name), *(text for use in report.operators for text in _operator_problems(use, report, has, name))]
+    found = [*_file_problems(report, has, name), *(text for use in report.operators for text in _operator_problems(use, report, has, name))]
+    return list(dict.fromkeys(found))  # an operator that computes in two ways is listed twice
 
 
 def _file_problems(report: ModelReport, has: Capability, name: str) -> Iterator[str]:
@@ -124,7 +128,7 @@ def _file_problems(report: ModelReport, has: Capability, name: str) -> Iterator[
     for domain, opset in report.opsets.items():
         # Other domains' operators are checked one by one.
         if opset > has.opsets.get(domain, opset):
-            yield f"opset {opset} of {domain} is newer than {name}'s {has.opsets[domain]}"
+            yield f"opset {opset}{'' if domain == 'ai.onnx' else f' of {domain}'} is newer than {name}'s {has.opsets[domain]}"
     if report.weights_behind_flatbuffer and not has.weights_behind_flatbuffer:
         yield f"weights lie behind the flatbuffer, where {name} does not look"
 
@@ -133,7 +137,10 @@ def _operator_problems(use: OperatorUse, report: ModelReport, has: Capability, n
     if use.custom:
         if has.custom is not None and use.name not in has.custom:
             yield f"custom operator {use.name} is not in {name}"
-    elif report.format == "tflite":
+        return
+    if use.per_channel and use.name in has.wrong_per_channel:
+        yield f"{use.name} with INT8 weights of one scale per channel gives wrong answers in {name}"
+    if report.format == "tflite":
         versions = has.operators.get(use.name)
         if versions is None:
             yield f"operator {use.name} is not in {name}"

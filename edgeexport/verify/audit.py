@@ -25,7 +25,7 @@ def audit_checks(model: ModelReport, lane: Lane, precision: str, problems: Seque
     checks = [Check(name=f"{lane.runtime} {lane.version} can run it", group="audit", verdict=Verdict.FAIL if problems else Verdict.PASS,
                     how=f"operator versions of {lane.verified_by}", note="; ".join(problems) or None)]
     if "int8" in precision:
-        share = model.integer_weight_share
+        share = model.integer_weight_share or 0.0
         enough = share >= INTEGER_WEIGHTS_MIN
         verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.format] else None
         left = ", ".join(weight.name for weight in model.float_weights[:3])

@@ -9,8 +9,10 @@ import numpy as np
 from edgeexport.artifact import Model
 
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 RESAMPLES = 4000
 SEED = 20240229
+CHUNK_ELEMENTS = 1_000_000  # of weights at once: 8 MB
 
 
 class Estimate(Model):
@@ -34,12 +36,14 @@ class Estimate(Model):
 def proportion(hits: int, n: int) -> Estimate:
     """A share of successes, with the exact interval.
 
-    Source: C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial" (1934).
+    Source: C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial" (1934); the
+    limits are quantiles of beta distributions.
     """
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
-    interval = binomtest(hits, n).proportion_ci(LEVEL, method="exact")
-    return Estimate(value=hits / n, low=float(interval.low), high=float(interval.high), n=n, method="Clopper-Pearson")
+    low = float(betaincinv(hits, n - hits + 1, TAIL)) if hits else 0.0
+    high = float(betaincinv(hits + 1, n - hits, 1 - TAIL)) if hits < n else 1.0
+    return Estimate(value=hits / n, low=low, high=high, n=n, method="Clopper-Pearson")
 
 
 def quantile(values: np.ndarray, q: float) -> Estimate:
@@ -50,38 +54,51 @@ def quantile(values: np.ndarray, q: float) -> Estimate:
 
     Source: H. A. David, H. N. Nagaraja, "Order Statistics", section 7.1.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     ordered = np.sort(values)
     n = len(ordered)
-    lower = int(binom.ppf((1 - LEVEL) / 2, n, q)) - 1
-    upper = int(binom.ppf((1 + LEVEL) / 2, n, q))
+    below = bdtr(np.arange(n + 1), n, q)  # probability that at most k of n values lie below the quantile
+    lower = int(np.searchsorted(below, TAIL)) - 1
+    upper = int(np.searchsorted(below, 1 - TAIL))
     return Estimate(value=float(np.quantile(ordered, q)), low=float(ordered[max(lower, 0)]), high=float(ordered[min(upper, n - 1)]), n=n,
                     method="order statistics")
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], clusters: Sequence[object], n: int) -> Estimate:
-    """A statistic of weighted examples, with a percentile bootstrap interval that resamples whole clusters.
+# A figure of weighted examples: weights float64 [resamples, n] → values float64 [resamples].
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def bootstrap(statistics: Sequence[Statistic], clusters: Sequence[object]) -> list[Estimate]:
+    """Statistics of the same examples, with percentile bootstrap intervals that resample whole clusters.
 
     Examples that share something (questions with the same answer) go up and down together; resampling them one by one would make the
     interval too narrow.
 
     Args:
-        statistic: the figure, as a function of the examples' weights, float64 [n].
+        statistics: the figures; all see the same resamples, so that a difference of two is paired.
         clusters: the cluster of each example.
-        n: number of examples.
 
     Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application", sections 3.8 and 5.3.
     """
     _, member = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)
-    count = int(member.max()) + 1
+    n, count = len(member), int(member.max()) + 1
     draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    values = np.array([statistic(draw[member].astype(np.float64)) for draw in draws])
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    rows = max(1, CHUNK_ELEMENTS // n)
+    found = []
+    for start in range(0, RESAMPLES, rows):
+        weights = draws[start:start + rows, member].astype(np.float64)
+        found.append([statistic(weights) for statistic in statistics])
     how = "paired bootstrap" if count == n else f"paired bootstrap over {count} clusters"
-    return Estimate(value=float(statistic(np.ones(n))), low=float(low), high=float(high), n=n, method=how)
+    once = np.ones((1, n))
+    estimates = []
+    for index, statistic in enumerate(statistics):
+        low, high = np.quantile(np.concatenate([chunk[index] for chunk in found]), [TAIL, 1 - TAIL])
+        estimates.append(Estimate(value=float(statistic(once)[0]), low=float(low), high=float(high), n=n, method=how))
+    return estimates
 
 
-def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], float]:
+def weighted_mean(values: np.ndarray) -> Statistic:
     """The mean of per-example values, as a statistic for :func:`bootstrap`."""
-    return lambda weights: float(values @ weights / weights.sum())
+    numbers = values.astype(np.float64)
+    return lambda weights: (weights @ numbers) / weights.sum(axis=1)

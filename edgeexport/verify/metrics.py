@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,9 +10,7 @@ from edgeexport.artifact import Model, Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, at_most
-from edgeexport.verify.intervals import Estimate, bootstrap, weighted_mean
-
-Statistic = Callable[[np.ndarray], float]
+from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, weighted_mean
 
 
 class MetricResult(Model):
@@ -57,12 +55,13 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> Statistic:
     Source: the definition of scikit-learn's f1_score(average="macro", zero_division=0), over the classes that occur in the truth.
     """
     classes = np.unique(truth)
-    hit = [(truth == c) & (predicted == c) for c in classes]
-    either = [(truth == c).astype(np.float64) + (predicted == c) for c in classes]
+    hit = np.stack([(truth == c) & (predicted == c) for c in classes], axis=1).astype(np.float64)
+    either = np.stack([(truth == c).astype(np.float64) + (predicted == c) for c in classes], axis=1)
 
-    def statistic(weights: np.ndarray) -> float:
-        scores = [2 * float(h @ weights) / total if (total := float(e @ weights)) else 0.0 for h, e in zip(hit, either, strict=True)]
-        return float(np.mean(scores))
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        total = weights @ either
+        scores = np.divide(2 * (weights @ hit), total, out=np.zeros_like(total), where=total > 0)
+        return np.asarray(scores.mean(axis=1))
 
     return statistic
 
@@ -85,7 +84,7 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
         a, b = (np.array([decided[0] for decided in answers.decisions]) for answers in (reference, lane))
         clusters = [row.id for row in rows]
         return [
-            _result("accuracy", weighted_mean((a == truth).astype(np.float64)), weighted_mean((b == truth).astype(np.float64)), clusters,
+            _result("accuracy", weighted_mean(a == truth), weighted_mean(b == truth), clusters,
                     right=(a == truth, b == truth)),
             _result("macro F1", macro_f1(truth, a), macro_f1(truth, b), clusters),
         ]
@@ -94,12 +93,11 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
 
 def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence[object],
             right: tuple[np.ndarray, np.ndarray] | None = None) -> MetricResult:
-    n = len(clusters)
     broken = fixed = None
     if right is not None:
         broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    return MetricResult(name=name, reference=bootstrap(reference, clusters, n), lane=bootstrap(lane, clusters, n),
-                        drop=bootstrap(lambda weights: reference(weights) - lane(weights), clusters, n), broken=broken, fixed=fixed)
+    both = bootstrap([reference, lane, lambda weights: reference(weights) - lane(weights)], clusters)
+    return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2], broken=broken, fixed=fixed)
 
 
 def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> Check:

@@ -115,7 +115,7 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
             same = [x == y for x, y in zip(a, b, strict=True)] if len(a) == len(b) else [False] * max(len(a), 1)
             equal += same
             texts += [text] * len(same)
-        return bootstrap(weighted_mean(np.array(equal, np.float64)), texts, len(equal))
+        return bootstrap([weighted_mean(np.array(equal))], texts)[0]
     return proportion(sum(a == b for a, b in pairs), len(pairs))
 
 
