@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
 from edgeexport.artifact import Model, Task, digest_json
 from edgeexport.errors import RecipeError
@@ -95,7 +95,7 @@ class Recipe(Model):
     precision: PrecisionSection = PrecisionSection()
     data: DataSection = DataSection()
     metric: MetricSection = MetricSection()
-    parity: dict[str, float] = Field(default={}, description="Margins other than the defaults; see the README's table.")
+    parity: dict[str, FiniteFloat] = Field(default={}, description="Margins other than the defaults; see the README's table.")
     budget: Budget = Budget()
     directory: Path = Field(default=Path("."), exclude=True, description="Where relative paths count from; not a key of the file.")
 
@@ -103,7 +103,7 @@ class Recipe(Model):
     def _lengths_fit(self) -> Recipe:
         lengths, longest = self.export.lengths, self.model.max_length
         if lengths is not None:
-            if list(lengths) != sorted(set(lengths)) or lengths[0] < 3:
+            if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 3:
                 raise ValueError(f"export.lengths must rise and start at 3 or more, got {list(lengths)}")
             if longest is not None and lengths[-1] != longest:
                 raise ValueError(f"export.lengths ends at {lengths[-1]}, but model.max_length is {longest}")
@@ -144,6 +144,6 @@ def load_recipe(path: Path) -> Recipe:
 def recipe_for(source: str, **sections: object) -> Recipe:
     """A recipe for a bare model name, as `edgeexport build MODEL` uses it."""
     stem = source.rstrip("/").split("/")[-1].lower() or "model"
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("._-") or "model"
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-") or "model"
     data = {"schema": 1, "name": name, "model": {"source": source}} | sections
     return validated(data, Recipe, RecipeError, "the command line").model_copy(update={"directory": Path.cwd()})

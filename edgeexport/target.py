@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from edgeexport.artifact import Model, Task
 from edgeexport.errors import TargetError, UnknownName
@@ -31,6 +31,7 @@ class Lane(Model):
     """A way to run a model on the device.
 
     Attributes:
+        name: names files of the bundle; ``reference`` and ``rows`` stand there for something else.
         format: the file format.
         runtime: the runtime's distribution name.
         version: the range of versions that may be on the device.
@@ -41,7 +42,7 @@ class Lane(Model):
         note: what a user of this lane should know.
     """
 
-    name: str
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     format: Format
     runtime: str
     version: str
@@ -52,7 +53,9 @@ class Lane(Model):
     note: str | None = None
 
     @model_validator(mode="after")
-    def _precision_exists(self) -> Lane:
+    def _names_exist(self) -> Lane:
+        if self.name in {"reference", "rows"}:
+            raise ValueError(f"a lane can't be called '{self.name}': its evidence would take the place of the original's")
         if self.precision not in PRESETS[self.format]:
             raise ValueError(f"lane '{self.name}': {self.format} has no precision '{self.precision}'; "
                              f"known: {', '.join(sorted(PRESETS[self.format]))}")

@@ -27,6 +27,9 @@ NBSP = "\N{NO-BREAK SPACE}"
 # So many digits at most: more say nothing of a text model, and a rounding that would land on the bound gets more up to here.
 DECIMALS_MAX = 6
 
+# What is nearer to zero is the rounding of a difference of equal numbers.
+NOISE = 1e-12
+
 # Titles of the text spec's and the model's keys; a key that is not here shows under its own name.
 TEXT_TITLES = {
     "max_length": "Longest text, in tokens", "own_max_length": "Longest text that the checkpoint takes, in tokens", "inputs": "Inputs of the model",
@@ -48,7 +51,9 @@ def fixed(value: float, decimals: int) -> str:
     if not math.isfinite(value):
         return "undefined" if math.isnan(value) else f"{MINUS if value < 0 else ''}∞"
     text = f"{abs(value):,.{decimals}f}"
-    if value and not float(text.replace(",", "")):
+    if abs(value) < NOISE:
+        return text
+    if not float(text.replace(",", "")):
         return f"{'>' if value < 0 else '<'}{MINUS if value < 0 else ''}{10 ** -decimals:.{decimals}f}"
     return f"{MINUS if value < 0 else ''}{text}"
 
@@ -60,7 +65,7 @@ def plain(value: float) -> str:
 
 def three_digits(largest: float) -> int:
     """Decimals with which `largest` has three digits; those of a column, so that it lines up."""
-    return max(0, 2 - math.floor(math.log10(largest))) if math.isfinite(largest) and largest >= 1 else 2 if largest > 0.1 else 3
+    return min(4, max(0, 2 - math.floor(math.log10(largest)))) if 0 < largest < math.inf else 0
 
 
 def amount(value: float) -> str:
@@ -108,7 +113,9 @@ def check_figure(check: Check) -> Figure | None:
 
 def unit(check: Check) -> str:
     """The unit, to be put after a number."""
-    return "" if not check.unit else f"{NBSP}{check.unit}".replace(f"{NBSP}x", "×", 1) if check.unit[0] == "x" else f"{NBSP}{check.unit}"
+    if check.unit.split(" ")[0] == "x":
+        return f"×{check.unit[1:]}"
+    return f"{NBSP}{check.unit}" if check.unit else ""
 
 
 def megabytes(count: float) -> str:

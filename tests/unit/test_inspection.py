@@ -134,9 +134,17 @@ def test_dequantized_weights_alone_are_float_arithmetic(tmp_path: Path) -> None:
     assert (report.integer_weight_share, report.integer_compute_share) == (1, 0)
 
 
+def test_activations_of_16_bits_are_no_int8_arithmetic(tmp_path: Path) -> None:
+    constants = QDQ_CONSTANTS | {"x_zero": np.uint16(0)}
+    report = inspect_file(onnx_file(tmp_path / "m.onnx", [node(*entry) for entry in QDQ], constants, opset=21, ir=10))
+    assert use(report, "MatMul").computes == "weights-int8"
+    assert report.integer_compute_share == 0
+
+
 def test_an_operator_between_dequantizers_and_quantizers_is_integer_arithmetic(tmp_path: Path) -> None:
     nodes = [node("QuantizeLinear", "x x_scale x_zero", "xq"), node("DequantizeLinear", "xq x_scale x_zero", "xd"),
-             node("Add", "xd xd", "s"), node("QuantizeLinear", "s x_scale x_zero", "sq"), node("DequantizeLinear", "sq x_scale x_zero", "sd"), node("Relu", "sd", "y")]
+             node("Add", "xd xd", "s"), node("QuantizeLinear", "s x_scale x_zero", "sq"),
+             node("DequantizeLinear", "sq x_scale x_zero", "sd"), node("Relu", "sd", "y")]
     report = inspect_file(onnx_file(tmp_path / "m.onnx", nodes, QDQ_CONSTANTS))
     assert use(report, "Add").computes == "int8"
     assert use(report, "Relu").computes == "float"  # its output is not quantized
@@ -206,6 +214,25 @@ def test_external_data_counts_and_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="not complete") as caught:
         inspect_file(split)
     assert "weights.bin" in str(caught.value)
+
+
+def test_tensors_that_lie_in_one_place_count_once(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = onnx_file(tmp_path / "m.onnx", [node("Gemm", "x first", "a"), node("Gemm", "a second", "y")],
+                     {"first": floats(16, 16), "second": floats(16, 16)})
+    model = onnx.load_model(str(path))
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        tensor.external_data.add(key="location", value="weights.bin")
+        tensor.external_data.add(key="offset", value="64")
+        tensor.external_data.add(key="length", value="1024")
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(bytes(64 + 1024))
+    report = inspect_file(path)
+    assert group(report, "other", "float32") == (1, 256, 1024)
+    assert report.stored_twice == ()
+    assert report.overhead_bytes == path.stat().st_size + 64
 
 
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path) -> None:
