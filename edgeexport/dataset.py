@@ -6,7 +6,8 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Dataset(Model):
     @property
     def fingerprints(self) -> dict[str, str]:
         """Digest of the normalized text of each row → the text. Copies with other case, spacing or punctuation have the same."""
-        return {digest_bytes(normalized(row.text + (row.text_pair or "")).encode()): row.text for row in self.rows}
+        return {digest_bytes(normalized(f"{row.text} {row.text_pair or ''}").encode()): row.text for row in self.rows}
 
     def leaf(self, store: Store) -> Leaf:
         """The rows as an input of the graph; they are put into the store at once."""
@@ -72,7 +73,7 @@ class Dataset(Model):
 def normalized(text: str) -> str:
     """A text without what copying changes: case, compatibility forms, punctuation, runs of blanks."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w]+", " ", folded).split()) or folded
+    return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or folded
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -100,32 +101,32 @@ def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labelle
     if retrieval and source.corpus is None:
         raise DataError(f"The {name} data for {task} needs a corpus.", why="a query is right when it finds its answer among texts",
                         hint=f'add corpus = "answers.jsonl" (fields id, text) beside file in [data.{name}]')
-    pick = _picker(path, source)
-    rows = []
+    rows: dict[str, Row] = {}
     if source.corpus is not None and retrieval:
         corpus = base / source.corpus
-        get = _picker(corpus, DataFile(file=corpus))
-        rows += [Row(id=get(record, "id"), text=get(record, "text"), role="document") for record in read_records(corpus)]
-    known = {row.id for row in rows}
+        for record in _records(corpus, {}):
+            row = Row(id=record.need("id"), text=record.need("text"), role="document")
+            if row.id in rows:
+                raise DataError(f"{corpus}: row {record.number} has the id '{row.id}' of an earlier row.")
+            rows[row.id] = row
+    known = frozenset(rows)
     label_names = dict(enumerate(classes))
-    for number, record in enumerate(read_records(path)):
-        if any(str(record.get(column)) != value for column, value in source.where.items()):
-            continue
-        row_id = f"{name}-{number}"
+    queries = []
+    for record in _chosen(_records(path, source.fields), source, path):
+        row_id = f"{name}-{record.number - 1}"
         if task is Task.QUESTION_ANSWERING:
-            row = Row(id=row_id, text=pick(record, "question"), text_pair=pick(record, "context"))
+            row = Row(id=row_id, text=record.need("question"), text_pair=record.need("context"))
         elif retrieval:
-            row = Row(id=row_id, text=pick(record, "text"), role="query", label=pick(record, "answer"))
+            row = Row(id=row_id, text=record.need("text"), role="query", label=record.need("answer"))
             if row.label not in known:
-                raise DataError(f"{path}: row {number + 1} has the answer '{row.label}', which is not in {source.corpus}.")
+                raise DataError(f"{path}: row {record.number} has the answer '{row.label}', which is not in {source.corpus}.")
         else:
-            pair = record.get(source.fields.get("text_pair", "text_pair"))
-            label = _class_label(pick(record, "label"), label_names, path, number) if labelled else None
-            row = Row(id=row_id, text=pick(record, "text"), text_pair=pair, label=label)
-        rows.append(row)
-    if not any(row.role != "document" for row in rows):
+            label = _class_label(record, label_names) if labelled else None
+            row = Row(id=row_id, text=record.need("text"), text_pair=record.get("text_pair"), label=label)
+        queries.append(row)
+    if not queries:
         raise DataError(f"{path} has no rows{' where ' + str(source.where) if source.where else ''}.")
-    return Dataset(name=name, rows=tuple(rows), origin=str(source.file))
+    return Dataset(name=name, rows=(*rows.values(), *queries), origin=str(source.file))
 
 
 def read_texts(path: Path) -> Dataset:
@@ -134,9 +135,8 @@ def read_texts(path: Path) -> Dataset:
     Raises:
         DataError: the file is missing or has no texts.
     """
-    pick = _picker(path, DataFile(file=path))
-    rows = tuple(Row(id=f"texts-{number}", text=pick(record, "text"), text_pair=record.get("text_pair"))
-                 for number, record in enumerate(read_records(path)))
+    rows = tuple(Row(id=f"texts-{record.number - 1}", text=record.need("text"), text_pair=record.get("text_pair"))
+                 for record in _records(path, {}))
     if not rows:
         raise DataError(f"{path} has no texts.")
     return Dataset(name="texts", rows=rows, origin=str(path))
@@ -151,9 +151,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
-                records = [json.loads(line) for line in file if line.strip()]
+                records = [_from_json(line, number) for number, line in enumerate(file, 1) if line.strip()]
             elif path.suffix in {".csv", ".tsv"}:
-                records = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+                # Strict: else a quotation mark that nobody closes swallows the rows behind it.
+                records = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
             elif path.suffix == ".txt":
                 records = [{"text": line.rstrip("\r\n")} for line in file if line.strip()]
             else:
@@ -162,30 +163,64 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"Cannot read the data file {path}.", why=exc.strerror) from exc
     except (ValueError, csv.Error) as exc:
         raise DataError(f"{path} is not a valid {path.suffix} file.", why=str(exc)) from exc
-    for number, record in enumerate(records):
+    for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            raise DataError(f"{path}: row {number + 1} is not an object with named fields.")
+            raise DataError(f"{path}: row {number} is not an object with named fields.")
+        if None in record:  # where DictReader puts what is left over
+            raise DataError(f"{path}: row {number} has more columns than the first line.",
+                            hint="put a text that holds the separator in quotation marks")
     return records
 
 
-def _picker(path: Path, source: DataFile) -> Callable[[dict[str, Any], str], str]:
-    """A function that takes one of our fields from a record, or says which fields are there."""
-
-    def pick(record: dict[str, Any], field: str) -> str:
-        column = source.fields.get(field, field)
-        value = record.get(column)
-        if value is None:
-            raise DataError(f"{path} has no field '{column}'.", why=f"its fields are {', '.join(map(str, record))}",
-                            hint=f'name the right one: fields = {{ {field} = "…" }}')
-        return str(value)
-
-    return pick
+def _from_json(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as exc:
+        raise ValueError(f"line {number}: {exc}") from exc
 
 
-def _class_label(label: str, names: dict[int, str], path: Path, number: int) -> str:
+@dataclass(frozen=True)
+class _Record:
+    """A row of a file, by our names of its fields; rows count from 1."""
+
+    path: Path
+    number: int
+    columns: Mapping[str, Any]
+    fields: Mapping[str, str]
+
+    def get(self, field: str) -> str | None:
+        value = self.columns.get(self.fields.get(field, field))
+        return None if value is None else str(value)
+
+    def need(self, field: str) -> str:
+        value = self.get(field)
+        if value is not None:
+            return value
+        column = self.fields.get(field, field)
+        if column in self.columns:
+            raise DataError(f"{self.path}: row {self.number} has nothing in the field '{column}'.")
+        raise DataError(f"{self.path}: row {self.number} has no field '{column}'.", why=f"its fields are {', '.join(self.columns)}",
+                        hint=f'name the right one: fields = {{ {field} = "…" }}')
+
+
+def _records(path: Path, fields: Mapping[str, str]) -> list[_Record]:
+    return [_Record(path, number, columns, fields) for number, columns in enumerate(read_records(path), 1)]
+
+
+def _chosen(records: list[_Record], source: DataFile, path: Path) -> Iterator[_Record]:
+    """The records that fulfil `where`."""
+    for column in source.where:
+        if records and not any(column in record.columns for record in records):
+            raise DataError(f"{path} has no field '{column}', which `where` asks for.",
+                            why=f"its fields are {', '.join(records[0].columns)}")
+    return (record for record in records if all(str(record.columns.get(column)) == value for column, value in source.where.items()))
+
+
+def _class_label(record: _Record, names: dict[int, str]) -> str:
+    label = record.need("label")
     if not names or label in names.values():
         return label
     if label.isdigit() and int(label) in names:
         return names[int(label)]
-    raise DataError(f"{path}: row {number + 1} has the label '{label}', which the model does not know.",
+    raise DataError(f"{record.path}: row {record.number} has the label '{label}', which the model does not know.",
                     why=f"its classes are {', '.join(names.values())}")

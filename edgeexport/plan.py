@@ -20,6 +20,21 @@ SHORTEST_LENGTH = 16
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The converters that a kind of source goes through: to load it, to export each format, to compute its reference."""
+
+    load: str
+    export: Mapping[str, str]
+    reference: str
+
+
+ORIGINS = {
+    Kind.CHECKPOINT: Origin("load_checkpoint", {"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
+    Kind.SAVED_MODEL: Origin("load_saved_model", {"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
+}
+
+
+@dataclass(frozen=True)
 class Host:
     """What a plan needs to know of the machine that measures.
 
@@ -72,6 +87,7 @@ class LanePlan:
         speed: id of the node that measures its speed.
         inspection: id of the node that looks into its model file.
         refusal: why it is not offered.
+        served: whether the lane is for such a model at all; where it is not, nobody misses it.
     """
 
     target: Target
@@ -82,6 +98,7 @@ class LanePlan:
     speed: str | None = None
     inspection: str | None = None
     refusal: Refusal | None = None
+    served: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,23 +187,23 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     """
     source = with_digests(resolved.source)
     graph = _Graph({"source": source, **resolved.leaves})
-    load = make_step("load_checkpoint", spec=resolved.spec, text=resolved.text.as_dict())
-    checkpoint = graph.must("load_checkpoint", load, {"source": "@source"})
+    origin = ORIGINS[resolved.spec.kind]
+    checkpoint = graph.must(origin.load, make_step(origin.load, spec=resolved.spec, text=resolved.text.as_dict()), {"source": "@source"})
 
     judging = {name: f"@{name}" for name in resolved.judging}
     lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)
     for plan in lanes:
-        if plan.refusal is not None and plan.lane.required:
+        if plan.refusal is not None and plan.served and plan.lane.required:
             raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
                             hint=plan.refusal.hint)
     if lanes and not any(plan.variant for plan in lanes):
         raise PlanError("No lane of these targets is possible.", why="; ".join(f"{plan.lane.name}: {plan.refusal.reason}"
                                                                           for plan in lanes if plan.refusal))
-    reference = graph.must("compute_reference", make_step("compute_reference", datasets=tuple(judging)),
+    reference = graph.must(origin.reference, make_step(origin.reference, datasets=tuple(judging)),
                            {"checkpoint": checkpoint, **judging})
     untruncated = None
     if resolved.text.max_length < resolved.text.own_max_length and "evaluation" in judging:
-        untruncated = graph.must("compute_reference[untruncated]", make_step("compute_reference", datasets=("evaluation",), own_length=True),
+        untruncated = graph.must(f"{origin.reference}[untruncated]", make_step(origin.reference, datasets=("evaluation",), own_length=True),
                                  {"checkpoint": checkpoint, "evaluation": "@evaluation"})
     return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, untruncated)
 
@@ -194,7 +211,9 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
 def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:
     task = resolved.spec.require_task()
     if task not in lane.tasks:
-        return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"))
+        return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"), served=False)
+    if lane.format not in ORIGINS[resolved.spec.kind].export:
+        return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)
     model = _model(graph, resolved, lane, checkpoint, precision, policy)
     if isinstance(model, Refusal):
@@ -215,10 +234,9 @@ def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, ch
 
 def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model."""
-    if lane.format == "onnx":
-        exported = graph.add("export_onnx", make_step("export_onnx", opset=resolved.recipe.export.opset), {"checkpoint": checkpoint})
-    else:
-        exported = graph.add("export_tflite", make_step("export_tflite", lengths=buckets(resolved)), {"checkpoint": checkpoint})
+    export = ORIGINS[resolved.spec.kind].export[lane.format]
+    options: dict[str, Any] = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
+    exported = graph.add(export, make_step(export, **options), {"checkpoint": checkpoint})
     if isinstance(exported, Refusal) or policy == Policy(default="float"):
         return exported
     inputs = {"model": exported}
@@ -232,9 +250,12 @@ def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, preci
 
 
 def buckets(resolved: Resolved) -> tuple[int, ...]:
-    """The length buckets: the recipe's, or doubling from 16 up to the longest text."""
+    """The length buckets: the recipe's; or the one that a model of fixed length has; or doubling from 16 up to the longest text."""
     if resolved.recipe.export.lengths is not None:
         return resolved.recipe.export.lengths
+    fixed = resolved.spec.facts.get("fixed_length")
+    if fixed is not None:
+        return (fixed,)
     return default_lengths(resolved.text.max_length)
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from edgeexport.artifact import Model, Task, digest_json
 from edgeexport.errors import RecipeError
 from edgeexport.policy import Override, Policy, preset
-from edgeexport.target import Budget, Lane
+from edgeexport.target import Budget, Lane, Name
 from edgeexport.toml_file import read_toml, validated
 
 RECIPE_FILE = "edgeexport.toml"
 
 Pooling = Literal["none", "mean", "cls", "max", "mean_sqrt_len", "lasttoken"]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class ModelSection(Model):
@@ -97,7 +96,7 @@ class Recipe(Model):
     metric: MetricSection = MetricSection()
     parity: dict[str, FiniteFloat] = Field(default={}, description="Margins other than the defaults; see the README's table.")
     budget: Budget = Budget()
-    directory: Path = Field(default=Path("."), exclude=True, description="Where relative paths count from; not a key of the file.")
+    directory: Path = Field(default=Path(), exclude=True, description="Where relative paths count from; not a key of the file.")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Recipe:

@@ -11,6 +11,7 @@ from edgeexport.dataset import Dataset, read_dataset, read_texts
 from edgeexport.errors import DataError, LineageError
 from edgeexport.probes import probe_set
 from edgeexport.recipe import Recipe
+from edgeexport.saved_model import SavedModel
 from edgeexport.session.text import TextSpec
 from edgeexport.source import Leaf, resolve_checkpoint
 from edgeexport.store import Store
@@ -66,7 +67,7 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None) -> Resolved
     return Resolved(recipe, source, spec, text, datasets, {name: dataset.leaf(store) for name, dataset in datasets.items()})
 
 
-def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint, texts: Path | None) -> dict[str, Dataset]:
+def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedModel, texts: Path | None) -> dict[str, Dataset]:
     """All data sets of a build, the shipped probe set among them."""
     task, data, base = spec.require_task(), recipe.data, recipe.directory
     found = {"probes": probe_set(task, mask_token(checkpoint) if task is Task.FILL_MASK else None)}
@@ -98,7 +99,7 @@ def refuse_leaks(datasets: dict[str, Dataset]) -> None:
             hint="take them out of [data.calibration]; copies with other case, blanks or punctuation count")
 
 
-def mask_token(checkpoint: Checkpoint) -> str:
+def mask_token(checkpoint: Checkpoint | SavedModel) -> str:
     """The token that hides a word, as the tokenizer's files name it.
 
     Raises:

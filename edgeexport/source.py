@@ -13,6 +13,7 @@ from typing import Literal
 from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
 from edgeexport.checkpoint import KEPT, WEIGHTS_INDEX, Checkpoint, choose_weights, read_checkpoint
 from edgeexport.errors import CheckpointError, NetworkError
+from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -47,7 +48,7 @@ class Leaf(Model):
             return Path(snapshot_download(self.place, revision=self.revision, allow_patterns=list(self.artifact.tree)))
 
 
-def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store) -> tuple[Checkpoint, Leaf]:
+def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store) -> tuple[Checkpoint | SavedModel, Leaf]:
     """Find a checkpoint and the digests of its files, without reading its weights more than once.
 
     Args:
@@ -63,9 +64,9 @@ def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Sto
     path = local_path(source, base)
     if path is None:
         return _resolve_hub(source, revision, store)
-    checkpoint = read_checkpoint(path, source)
-    tree = {name: store.file_digest(path / name) for name in checkpoint.sizes}
-    return checkpoint, Leaf(where="directory", place=str(path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
+    found = read_saved_model(path, source) if is_saved_model(path) else read_checkpoint(path, source)
+    tree = {name: store.file_digest(found.path / name) for name in found.sizes}
+    return found, Leaf(where="directory", place=str(found.path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
 
 
 def local_path(source: str, base: Path) -> Path | None:

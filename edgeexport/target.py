@@ -15,6 +15,7 @@ from edgeexport.toml_file import read_toml
 
 Format = Literal["onnx", "tflite"]
 Isa = Literal["x86_64", "aarch64", "armv7l"]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class Device(Model):
@@ -31,7 +32,7 @@ class Lane(Model):
     """A way to run a model on the device.
 
     Attributes:
-        name: names files of the bundle; ``reference`` and ``rows`` stand there for something else.
+        name: also the name of its evidence in a bundle.
         format: the file format.
         runtime: the runtime's distribution name.
         version: the range of versions that may be on the device.
@@ -42,7 +43,7 @@ class Lane(Model):
         note: what a user of this lane should know.
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Name
     format: Format
     runtime: str
     version: str
@@ -54,8 +55,8 @@ class Lane(Model):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Lane:
-        if self.name in {"reference", "rows"}:
-            raise ValueError(f"a lane can't be called '{self.name}': its evidence would take the place of the original's")
+        if self.name == "reference":
+            raise ValueError("a lane can't be called 'reference': its evidence would take the place of the original's")
         if self.precision not in PRESETS[self.format]:
             raise ValueError(f"lane '{self.name}': {self.format} has no precision '{self.precision}'; "
                              f"known: {', '.join(sorted(PRESETS[self.format]))}")

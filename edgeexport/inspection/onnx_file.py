@@ -92,7 +92,7 @@ def inspect_onnx(path: Path) -> ModelReport:
         model = onnx.inliner.inline_local_functions(model)
     try:
         return _Reader(path, model).report()
-    except (ValueError, KeyError, IndexError) as exc:  # a type, attribute or input that must be there, and is not
+    except (LookupError, TypeError, ValueError) as exc:  # a type, attribute or input that must be there, and is not
         raise ModelFileError(f"The ONNX file {path} is damaged.", why=str(exc), hint="`onnx.checker.check_model` tells more") from exc
 
 
@@ -200,25 +200,28 @@ class _Reader:
 
     def _final_user(self, name: str) -> tuple[onnx.NodeProto | None, int]:
         """What uses a constant, past what only carries it there, and as which input."""
-        users = self.users.get(name)
-        while users:
-            node, position = users[0], list(users[0].input).index(name)
-            if (node.op_type not in CARRIERS and _operator(node) not in DEQUANTIZERS) or position > 0 or node.output[0] not in self.users:
+        if name not in self.users:
+            return None, 0
+        for _ in self.nodes:
+            node, position = self.users[name][0], list(self.users[name][0].input).index(name)
+            if not (node.op_type in CARRIERS or _operator(node) in DEQUANTIZERS) or position > 0 or node.output[0] not in self.users:
                 return node, position
             name = node.output[0]
-            users = self.users[name]
-        return None, 0
+        raise ValueError("its nodes go in a circle")
 
-    def _constant_behind(self, name: str) -> str | None:
+    def _origin(self, value: str, past_dequantizers: bool) -> tuple[str, onnx.NodeProto | None]:
+        """Where a value comes from, before what only carries it: its name there, and the node that made it."""
+        for _ in range(len(self.nodes) + 1):
+            node = self.maker.get(value)
+            if node is None or not (node.op_type in CARRIERS or (past_dequantizers and _operator(node) in DEQUANTIZERS)):
+                return value, node
+            value = node.input[0]
+        raise ValueError("its nodes go in a circle")
+
+    def _constant_behind(self, value: str) -> str | None:
         """The constant that a value is, perhaps dequantized or reshaped."""
-        while name:
-            if name in self.tensors:
-                return name
-            node = self.maker.get(name)
-            if node is None or (node.op_type not in CARRIERS and _operator(node) not in DEQUANTIZERS):
-                return None
-            name = node.input[0]
-        return None
+        name, _ = self._origin(value, past_dequantizers=True)
+        return name if name in self.tensors else None
 
     # Arithmetic
 
@@ -260,16 +263,12 @@ class _Reader:
 
     def _is_dequantized(self, value: str) -> bool:
         """Whether a value comes out of a dequantizer of integers of at most 8 bits."""
-        node = self.maker.get(value)
-        while node is not None and node.op_type in CARRIERS:
-            node = self.maker.get(node.input[0])
+        _, node = self._origin(value, past_dequantizers=False)
         return node is not None and _operator(node) in DEQUANTIZERS and self.types.get(node.input[0]) in BYTE_INTEGERS
 
     def _scaled_at_run_time(self, value: str) -> bool:
         """Whether a quantized activation got its scale from its own content."""
-        node = self.maker.get(value)
-        while node is not None and (node.op_type in CARRIERS or _operator(node) in DEQUANTIZERS):
-            node = self.maker.get(node.input[0])
+        _, node = self._origin(value, past_dequantizers=True)
         if node is None:
             return False
         return node.op_type == "DynamicQuantizeLinear" or (_operator(node) in QUANTIZERS and self._constant_behind(node.input[1]) is None)

@@ -71,7 +71,7 @@ def inspect_tflite(path: Path) -> ModelReport:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path.name, data, schema).report()
-    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as exc:
+    except (struct.error, LookupError, ValueError, TypeError, OverflowError, AttributeError) as exc:
         # The accessors check nothing: a wrong offset ends in any of these.
         raise ModelFileError(f"The TFLite file {path} is damaged.", why=str(exc) or type(exc).__name__,
                              hint="build or download it again") from exc
@@ -110,7 +110,7 @@ class _Operator:
 
 
 class _Graph:
-    """A subgraph: tensors, operators, and what makes and uses each tensor."""
+    """A subgraph: tensors, operators, and what makes and uses each tensor. A way through it is no longer than its operators are many."""
 
     def __init__(self, tensors: list[_Tensor], operators: list[_Operator]) -> None:
         self.tensors, self.operators = tensors, operators
@@ -122,21 +122,25 @@ class _Graph:
 
     def constant_behind(self, number: int) -> _Tensor | None:
         """The constant that a tensor is, perhaps dequantized or reshaped."""
-        while number >= 0:
-            if self.tensors[number].buffer is not None:
-                return self.tensors[number]
+        for _ in range(len(self.operators) + 1):
+            if number < 0 or self.tensors[number].buffer is not None:
+                return self.tensors[number] if number >= 0 else None
             maker = self.maker.get(number)
             if maker is None or maker.name not in CARRIERS or not maker.inputs:
                 return None
             number = maker.inputs[0]
-        return None
+        raise ValueError("its operators go in a circle")
 
     def final_user(self, number: int) -> _Operator | None:
         """The operator that uses a constant, past those that only carry it there."""
-        users = self.users.get(number)
-        while users and users[0].name in CARRIERS and users[0].outputs and users[0].outputs[0] in self.users:
-            users = self.users[users[0].outputs[0]]
-        return users[0] if users else None
+        if number not in self.users:
+            return None
+        user = self.users[number][0]
+        for _ in self.operators:
+            if user.name not in CARRIERS or not user.outputs or user.outputs[0] not in self.users:
+                return user
+            user = self.users[user.outputs[0]][0]
+        raise ValueError("its operators go in a circle")
 
 
 class _Reader:

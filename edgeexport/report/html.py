@@ -378,6 +378,17 @@ def text_rows(text: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return [(TEXT_TITLES.get(key, key), key, setting(text[key]), str(sources.get(key, ""))) for key in keys]
 
 
+def cut_shares(lanes: Sequence[LaneReport]) -> list[tuple[str, str]]:
+    """Data set and the share of its texts that lanes cut; from the least to the most where lanes differ."""
+    names = dict.fromkeys(name for lane in lanes for name in lane.truncated)
+    found = []
+    for name in names:
+        shares = {percent(lane.truncated[name]): lane.truncated[name] for lane in lanes if name in lane.truncated}
+        ends = sorted(shares, key=lambda text: shares[text])
+        found.append((name, ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"))
+    return found
+
+
 def step_parts(step_id: str) -> tuple[str, str]:
     """A step's name and what it was for, out of ``name[what]``."""
     name, _, rest = step_id.partition("[")
@@ -398,5 +409,5 @@ def render_html(report: Report) -> str:
         report=report, offered=offered, refused=[lane for lane in report.lanes if lane.variant is None], where_all=where(report.scope),
         sentences=sentences(report), groups=groups(report), open_checks=open_checks(report), latency=latency_chart(offered),
         bars=size_bars(report), text_rows=text_rows(report.text), model_rows=model_rows(report.model),
-        measured=[lane for lane in offered if lane.metrics], uncut=[lane for lane in offered if lane.untruncated],
+        measured=[lane for lane in offered if lane.metrics], uncut=[lane for lane in offered if lane.untruncated], cut_shares=cut_shares(offered),
         same_uncut=all(lane.untruncated == lane.metrics for lane in offered))

@@ -142,12 +142,13 @@ def test_activations_of_16_bits_are_no_int8_arithmetic(tmp_path: Path) -> None:
 
 
 def test_an_operator_between_dequantizers_and_quantizers_is_integer_arithmetic(tmp_path: Path) -> None:
-    nodes = [node("QuantizeLinear", "x x_scale x_zero", "xq"), node("DequantizeLinear", "xq x_scale x_zero", "xd"),
+    nodes = [node("Abs", "x", "a"), node("QuantizeLinear", "a x_scale x_zero", "xq"), node("DequantizeLinear", "xq x_scale x_zero", "xd"),
              node("Add", "xd xd", "s"), node("QuantizeLinear", "s x_scale x_zero", "sq"),
              node("DequantizeLinear", "sq x_scale x_zero", "sd"), node("Relu", "sd", "y")]
     report = inspect_file(onnx_file(tmp_path / "m.onnx", nodes, QDQ_CONSTANTS))
     assert use(report, "Add").computes == "int8"
-    assert use(report, "Relu").computes == "float"  # its output is not quantized
+    assert use(report, "Abs").computes == "float"  # its input is not quantized
+    assert use(report, "Relu").computes == "float"  # nor its output
 
 
 def test_packed_blocks_count_their_elements(tmp_path: Path) -> None:
@@ -506,6 +507,21 @@ def test_damaged_and_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="Cannot read") as caught:
         inspect_file(tmp_path / "absent.onnx")
     assert "No such file" in str(caught.value)
+
+
+def test_operators_in_a_circle_end(tmp_path: Path) -> None:
+    model = Tflite()
+    model.graph("main")
+    weight = model.tensor("w", "FLOAT32", (4, 4), floats(4, 4))
+    one, two = (model.tensor(name, "FLOAT32", (4, 4)) for name in ("one", "two"))
+    for source in (weight, two):
+        model.operator("RESHAPE", [source], one)
+    model.operator("RESHAPE", [one], two)
+    circle = onnx_file(tmp_path / "m.onnx", [node("Identity", "a", "b"), node("Identity", "b", "a"), node("MatMul", "x a", "y")], {})
+    for path in (model.save(tmp_path / "m.tflite"), circle):
+        with pytest.raises(ModelFileError) as caught:
+            inspect_file(path)
+        assert "in a circle" in str(caught.value)
 
 
 def test_content_decides_before_the_suffix(tmp_path: Path) -> None:
