@@ -16,10 +16,10 @@ from edgeexport.plan import Host, LanePlan, Plan, make_plan
 from edgeexport.recipe import Recipe
 from edgeexport.report.html import render_html
 from edgeexport.report.model import DatasetReport, LaneReport, Report, StepReport
-from edgeexport.resolve import Resolved, resolve
+from edgeexport.resolve import JUDGING, Resolved, resolve
 from edgeexport.runner import host
 from edgeexport.runner.agent_archive import agent_digest
-from edgeexport.runner.compatibility import problems
+from edgeexport.runner.compatibility import oldest_admitted, problems
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
@@ -112,7 +112,7 @@ class _Evidence:
     def answers(self, node: str | None) -> dict[str, Answers]:
         """Data set → answers of a node that measured."""
         tree = self.entries[str(node)].artifact.tree
-        return {name.removesuffix(".npz"): Answers.load(self.path(node, name)) for name in tree}
+        return {name: Answers.load(self.path(node, f"{name}.npz")) for name in JUDGING if f"{name}.npz" in tree}
 
     def lane(self, plan: LanePlan) -> LaneReport:
         """The judgement of a lane."""
@@ -123,9 +123,8 @@ class _Evidence:
                               refusal=plan.refusal.reason if plan.refusal else None, scope="not offered")
         model = ModelReport.model_validate_json(self.path(plan.inspection, INSPECTION_FILE).read_text(encoding="utf-8"))
         speed = json.loads(self.path(plan.speed, SPEED_FILE).read_text(encoding="utf-8"))
-        runtime, _, version = lane.verified_by.partition("==")
         return judge_lane(self.question, plan.target, lane, plan.variant, self.answers(plan.answers), speed, model,
-                          problems(model, runtime, version))
+                          problems(model, lane.runtime, oldest_admitted(lane.version)))
 
 
 def _seal(prepared: Prepared, target: Target, destination: Path, evidence: _Evidence, ran: frozenset[str]) -> Built:

@@ -41,7 +41,12 @@ def find_step(name: str) -> type[Step]:
     modules = step_modules()
     if name not in modules:
         raise UnknownName.among("step", name, modules)
-    module = importlib.import_module(modules[name])
+    return step_in(modules[name], name)
+
+
+def step_in(module_name: str, name: str) -> type[Step]:
+    """The step class called `name` that a module defines."""
+    module = importlib.import_module(module_name)
     steps = [value for value in vars(module).values()
              if isinstance(value, type) and issubclass(value, Step) and getattr(value, "name", None) == name]
     if len(steps) != 1:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from edgeexport.artifact import Blob, Model, Spec
-from edgeexport.errors import EdgeExportError, StepFailed, from_dict
+from edgeexport.catalog import step_in
+from edgeexport.errors import EdgeExportError, MissingExtra, OutputError, StepFailed, from_dict
 from edgeexport.source import Leaf
 from edgeexport.step import Context, View
 from edgeexport.store import Store
@@ -46,7 +50,8 @@ class StepRequest(Model):
     Attributes:
         store: root of the store.
         node: how messages call the step.
-        step: the registered name.
+        step: the step's name.
+        module: the module that defines it.
         options: the step's fields.
         inputs: input name → what it is, in the store or outside.
         key: the action key.
@@ -59,6 +64,7 @@ class StepRequest(Model):
     store: Path
     node: str
     step: str
+    module: str
     options: dict[str, Any]
     inputs: dict[str, StoredInput | Leaf]
     key: str
@@ -93,43 +99,84 @@ def run_step(request: StepRequest, report: Report, cancelled: threading.Event, *
     """
     started = time.monotonic()
     if not heavy:
-        return StepResult(spec=execute(request, report), seconds=time.monotonic() - started, peak_rss_mb=None)
+        try:
+            return StepResult(spec=execute(request, report), seconds=time.monotonic() - started, peak_rss_mb=None)
+        except EdgeExportError:
+            raise
+        except Exception as exc:
+            raise _in_words(exc, request) from exc
+    log = request.workplace / "log.txt"
+    try:
+        process, read_end = _start(request, log)
+    except OSError as exc:
+        raise _in_words(exc, request) from exc
+    told: dict[str, Any] = {}
+    events = threading.Thread(target=_forward_events, args=(read_end, report, told), daemon=True)
+    events.start()
+    end = _wait(process, request, cancelled, started)
+    events.join(timeout=5)
+    if end.stopped == "cancelled":
+        raise Cancelled
+    if end.stopped is None and end.code == 0 and "spec" in told:
+        return StepResult(spec=Spec.model_validate(told["spec"]), seconds=time.monotonic() - started, peak_rss_mb=end.peak_rss_mb)
+    if end.stopped is None and "error" in told:
+        error = from_dict(told["error"])
+        if told["unforeseen"] and error.hint is None:
+            error.hint = _keep_log(request, log)
+        raise error
+    raise _failure(request, end, log)
+
+
+def _start(request: StepRequest, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the step's process; returns it and the end of the event pipe to read from."""
     description = request.workplace / "request.json"
     description.write_text(request.model_dump_json(), encoding="utf-8")
-    log = request.workplace / "log.txt"
     read_end, write_end = os.pipe()
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "edgeexport.run_step", str(description), str(write_end), str(os.getpid())],
-                                   stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,), start_new_session=True)
-    os.close(write_end)
-    events = threading.Thread(target=_forward_events, args=(read_end, report), daemon=True)
-    events.start()
-    stopped, status, usage = _wait(process, request, cancelled, started)
-    events.join(timeout=5)
-    code = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss / 1024
-    result_path = request.workplace / "result.json"
-    if stopped == "cancelled":
-        raise Cancelled
-    if stopped is None and code == 0 and result_path.is_file():
-        return StepResult(spec=Spec.model_validate_json(result_path.read_text(encoding="utf-8")),
-                          seconds=time.monotonic() - started, peak_rss_mb=peak)
-    raise _failure(request, stopped, code, peak, log)
+    try:
+        # -P: what lies in the working directory is none of the step's modules.
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgeexport.run_step", str(description), str(write_end), str(os.getpid())],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,), start_new_session=True)
+    except OSError:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    return process, read_end
 
 
-def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: threading.Event, started: float) -> tuple[str | None, int, Any]:
-    """Wait for the process's end, or end it; returns why it was ended, its wait status and its resource usage."""
-    stopped = None
+@dataclass(frozen=True)
+class _End:
+    """How a step's process ended.
+
+    Attributes:
+        stopped: why it was stopped: ``cancelled``, ``memory``, ``time``; None where it ended itself.
+        code: its exit code, or the negative number of the signal that killed it.
+        peak_rss_mb: highest resident memory of a process of it, in MB of 2^20 bytes.
+        group_mb: highest resident memory of all its processes together that was seen, in MB of 10^6 bytes.
+    """
+
+    stopped: str | None
+    code: int
+    peak_rss_mb: float
+    group_mb: float
+
+
+def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: threading.Event, started: float) -> _End:
+    """Wait for the process's end, or end it."""
+    stopped, group_mb = None, 0.0
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             _kill_group(process.pid)  # whatever it left behind
-            return stopped, status, usage
+            return _End(stopped, process.returncode, usage.ru_maxrss / 1024, max(group_mb, usage.ru_maxrss * 1024 / 1e6))
         if stopped is None:
+            group_mb = max(group_mb, _group_rss_mb(process.pid))
             if cancelled.is_set():
                 stopped = "cancelled"
-            elif _group_rss_mb(process.pid) > request.memory_mb_max:
+            elif group_mb > request.memory_mb_max:
                 stopped = "memory"
             elif request.seconds_max is not None and time.monotonic() - started > request.seconds_max:
                 stopped = "time"
@@ -153,47 +200,60 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _forward_events(read_end: int, report: Report) -> None:
+def _forward_events(read_end: int, report: Report, told: dict[str, Any]) -> None:
+    """Pass progress on; keep the rest of what the step's process tells: its result, or its error."""
     with os.fdopen(read_end, encoding="utf-8", errors="replace") as pipe:
         for line in pipe:
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError):  # cut off, where the process died within a line
                 event = json.loads(line)
-                report(event["fraction"], event["message"])
+                if "message" in event:
+                    report(event["fraction"], event["message"])
+                else:
+                    told.update(event)
 
 
-def _failure(request: StepRequest, stopped: str | None, code: int, peak: float, log: Path) -> EdgeExportError:
-    """The error that says what happened to a step's process."""
-    error_path = request.workplace / "error.json"
-    if stopped is None and error_path.is_file():
-        data = json.loads(error_path.read_text(encoding="utf-8"))
-        if data["kind"] != "unexpected":
-            return from_dict(data)
-        return StepFailed(f"{request.node} failed.", why=data["what"], hint=f"the whole output: {_keep_log(request, log)}")
-    what = f"{request.node} was stopped." if stopped else f"{request.node} died."
-    if stopped == "memory":
-        return StepFailed(what, why=f"it needed more than the {request.memory_mb_max:,} MB of memory it may use (peak {peak:,.0f} MB)",
+def _failure(request: StepRequest, end: _End, log: Path) -> EdgeExportError:
+    """The error that says what happened to a step's process that told nothing itself."""
+    what = f"{request.node} was stopped." if end.stopped else f"{request.node} died."
+    if end.stopped == "memory":
+        limit = f"the {request.memory_mb_max:,} MB of memory it may use"
+        return StepFailed(what, why=f"it needed more than {limit} (peak {end.group_mb:,.0f} MB)",
                           hint="free some memory, raise --memory-mb, use --jobs 1, or build fewer or shorter lengths")
-    if stopped == "time":
-        return StepFailed(what, why=f"it took longer than {request.seconds_max:.0f} s", hint="is the machine busy?")
-    if code == -signal.SIGKILL:
-        return StepFailed(what, why=f"it was killed from outside, most likely for memory (peak {peak:,.0f} MB)",
+    if end.stopped == "time":
+        return StepFailed(what, why=f"it took longer than {request.seconds_max:g} s", hint="is the machine busy?")
+    if end.code == -signal.SIGKILL:
+        return StepFailed(what, why=f"it was killed from outside, most likely for memory (peak {end.group_mb:,.0f} MB)",
                           hint="free some memory, use --jobs 1, or build fewer or shorter lengths")
-    cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    cause = f"signal {signal.Signals(-end.code).name}" if end.code < 0 else f"exit code {end.code}"
     tail = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-3:]
-    return StepFailed(what, why=f"{cause}; last output: {' / '.join(tail) or 'none'}", hint=f"the whole output: {_keep_log(request, log)}")
+    return StepFailed(what, why=f"{cause}; last output: {' / '.join(tail) or 'none'}", hint=_keep_log(request, log))
 
 
-def _keep_log(request: StepRequest, log: Path) -> Path:
+def _keep_log(request: StepRequest, log: Path) -> str | None:
+    """Keep the log beyond the step; returns a hint that says where it is, or None where it can't be kept."""
     kept = request.store / "logs" / f"{request.step}-{request.key[:12]}.txt"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_bytes(log.read_bytes())
-    return kept
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(log, kept)
+    except OSError:
+        return None
+    return f"the whole output: {kept}"
+
+
+def _in_words(exc: Exception, request: StepRequest) -> EdgeExportError:
+    """The error for something that a step did not foresee."""
+    if isinstance(exc, ModuleNotFoundError):
+        return MissingExtra(f"{request.node} needs a package that is not installed.", why=str(exc),
+                            hint="`edgeexport doctor` says what is missing")
+    if isinstance(exc, MemoryError):
+        return StepFailed(f"{request.node} ran out of memory.", hint="free some memory, or use --jobs 1")
+    if isinstance(exc, OSError):
+        return OutputError(f"{request.node} failed.", why=str(exc), hint="is the disk full?" if exc.errno == errno.ENOSPC else None)
+    return StepFailed(f"{request.node} failed.", why=f"{type(exc).__name__}: {exc}")
 
 
 def execute(request: StepRequest, report: Report) -> Spec:
     """Lay out the inputs and run the step in this process."""
-    from edgeexport.catalog import find_step
-
     store = Store(request.store)
     views = {}
     for name, given in request.inputs.items():
@@ -206,7 +266,7 @@ def execute(request: StepRequest, report: Report) -> Spec:
             views[name] = View(given.fetch(), given.artifact.spec)
     out = request.workplace / "out"
     out.mkdir()
-    step = find_step(request.step).model_validate(request.options)
+    step = step_in(request.module, request.step).model_validate(request.options)
     return step.run(views, out, Context(store.scratch(request.key), request.threads, report=report))
 
 
@@ -225,30 +285,22 @@ def main() -> int:
     request = StepRequest.model_validate_json(description.read_text(encoding="utf-8"))
     events = os.fdopen(pipe, "w", encoding="utf-8")
 
-    def report(fraction: float | None, message: str) -> None:
-        events.write(json.dumps({"fraction": fraction, "message": message}) + "\n")
+    def tell(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
         events.flush()
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(request.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        spec = execute(request, report)
-        (request.workplace / "result.json").write_text(spec.model_dump_json(), encoding="utf-8")
+        spec = execute(request, lambda fraction, message: tell(fraction=fraction, message=message))
+        tell(spec=spec.model_dump(mode="json"))
         return 0
     except EdgeExportError as exc:
-        error = exc.as_dict()
-    except ModuleNotFoundError as exc:
-        error = {"kind": "MissingExtra", "what": f"{request.node} needs a package that is not installed.", "why": str(exc),
-                 "hint": "`edgeexport doctor` says what is missing"}
-    except MemoryError:
-        error = {"kind": "StepFailed", "what": f"{request.node} ran out of memory.", "why": None, "hint": "free some memory, or use --jobs 1"}
-    except OSError as exc:
-        error = {"kind": "OutputError", "what": f"{request.node} failed.", "why": str(exc), "hint": "is the disk full?" if exc.errno == 28 else None}
+        tell(error=exc.as_dict(), unforeseen=False)
     except Exception as exc:
         traceback.print_exc()  # for the log
-        error = {"kind": "unexpected", "what": f"{type(exc).__name__}: {exc}"}
-    (request.workplace / "error.json").write_text(json.dumps(error), encoding="utf-8")
+        tell(error=_in_words(exc, request).as_dict(), unforeseen=True)
     return 1
 
 

@@ -197,7 +197,8 @@ class Scheduler:
         self._tell(Event(node.id, "started"))
         with self._store.workplace() as place:
             request = StepRequest(
-                store=self._store.root, node=node.id, step=node.step.name, options=node.step.model_dump(mode="json"),
+                store=self._store.root, node=node.id, step=node.step.name, module=type(node.step).__module__,
+                options=node.step.model_dump(mode="json"),
                 inputs={name: self._input(reference) for name, reference in node.inputs.items()}, key=node.key, workplace=place,
                 threads=self._limits.cores if node.alone else max(1, self._limits.cores // self._limits.jobs),
                 memory_mb_max=self._limits.memory_mb)

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -27,7 +28,6 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock
-from pydantic import ValidationError
 
 from edgeexport.artifact import Artifact, Blob, Model, Spec, canonical_json, digest_bytes, digest_file, digest_json
 from edgeexport.errors import StoreError
@@ -48,12 +48,25 @@ class Run(Model):
 
 
 class Entry(Model):
-    """A stored action."""
+    """A stored action.
+
+    Attributes:
+        key: the action key.
+        parts: what the key is made of.
+        artifact: what came out.
+        run: how it went.
+        seal: digest of the entry without this field.
+    """
 
     key: str
     parts: dict[str, Any]
     artifact: Artifact
     run: Run
+    seal: str = ""
+
+    def sealed(self) -> Entry:
+        """The entry with its seal."""
+        return self.model_copy(update={"seal": digest_json(self.model_dump(mode="json", exclude={"seal"}))})
 
 
 def default_root() -> Path:
@@ -99,11 +112,8 @@ class Store:
 
     def find_by_content(self, step: str, content_key: str) -> Entry | None:
         """The entry of another action of the same step whose inputs had the same contents."""
-        try:
-            key = (self.root / "contents" / content_key).read_text(encoding="ascii")
-        except FileNotFoundError:
-            return None
-        return self.find(step, key)
+        key = self._pointer(self.root / "contents" / content_key)
+        return self.find(step, key) if key else None
 
     def entries(self, step: str | None = None) -> Iterator[Entry]:
         """All readable entries, or those of one step, in no particular order."""
@@ -142,7 +152,7 @@ class Store:
 
     def put(self, parts: Mapping[str, Any], key: str, content_key: str, artifact: Artifact, run: Run) -> Entry:
         """Record an action; its blobs must be there already."""
-        entry = Entry(key=key, parts=dict(parts), artifact=artifact, run=run)
+        entry = Entry(key=key, parts=dict(parts), artifact=artifact, run=run).sealed()
         path = self._action_path(parts["step"], key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(path, entry.model_dump_json())
@@ -160,7 +170,8 @@ class Store:
     @contextlib.contextmanager
     def workplace(self) -> Iterator[Path]:
         """A temporary directory on the store's own file system."""
-        path = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        with self._writing():
+            path = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         try:
             yield path
         finally:
@@ -213,7 +224,7 @@ class Store:
     # -- keeping small
 
     def prune(self, keep_bytes: int) -> tuple[int, int]:
-        """Remove the entries that finished longest ago, until the blobs that are left fit.
+        """Keep the entries that finished last, as far as their blobs fit; remove the others, and what no entry needs.
 
         Returns:
             Number of entries removed and bytes freed.
@@ -234,13 +245,14 @@ class Store:
                 else:
                     self._action_path(entry.parts["step"], entry.key).unlink(missing_ok=True)
                     removed += 1
+            left = {path.stem for path in (self.root / "actions").glob("*/*.json")}
             freed = 0
             for path in (self.root / "blobs").glob("*/*"):
                 if path.name not in kept:
                     freed += path.stat().st_size
                     path.unlink()
             for path in (self.root / "contents").iterdir():
-                if not any((self.root / "actions").glob(f"*/{path.read_text(encoding='ascii')}.json")):
+                if self._pointer(path) not in left:
                     path.unlink()
             for name in ("tmp", "scratch", "damaged"):
                 for path in (self.root / name).glob("*"):
@@ -254,12 +266,23 @@ class Store:
 
     def _read(self, path: Path) -> Entry | None:
         try:
-            return Entry.model_validate_json(path.read_text(encoding="utf-8"))
+            entry = Entry.model_validate_json(path.read_text(encoding="utf-8"))
+            if entry.key == path.stem and entry.seal == entry.sealed().seal:
+                return entry
         except FileNotFoundError:
             return None
-        except (ValidationError, UnicodeDecodeError):
-            self._set_aside(path)
+        except ValueError:  # not text, not JSON, not an entry
+            pass
+        self._set_aside(path)
+        return None
+
+    def _pointer(self, path: Path) -> str | None:
+        """The action key in a file of `contents`, where it is one."""
+        try:
+            text = path.read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
             return None
+        return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
     def _set_aside(self, path: Path) -> None:
         place = self.root / "damaged"
@@ -270,16 +293,22 @@ class Store:
     def _put_file(self, path: Path) -> Blob:
         blob = Blob(digest=digest_file(path), size=path.stat().st_size)
         place = self.blob_path(blob)
-        place.parent.mkdir(exist_ok=True)
-        path.chmod(0o444)
-        os.replace(path, place)
+        with self._writing():
+            place.parent.mkdir(exist_ok=True)
+            path.chmod(0o444)
+            os.replace(path, place)
         return blob
 
     def _write(self, path: Path, text: str) -> None:
+        with self._writing(), tempfile.TemporaryDirectory(dir=self.root / "tmp") as place:
+            fresh = Path(place) / path.name
+            fresh.write_text(text, encoding="utf-8")
+            os.replace(fresh, path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with tempfile.NamedTemporaryFile("w", dir=self.root / "tmp", delete=False, encoding="utf-8") as file:
-                file.write(text)
-            os.replace(file.name, path)
+            yield
         except OSError as exc:
             raise StoreError(f"Cannot write to the store at {self.root}.", why=exc.strerror,
                              hint="free some space (`edgeexport cache prune`) or set EDGEEXPORT_CACHE") from exc
@@ -298,7 +327,8 @@ def describe_change(parts: Mapping[str, Any], stored: Mapping[str, Any]) -> list
         if isinstance(new, dict) and isinstance(old, dict):
             for key in sorted(new.keys() | old.keys()):
                 if new.get(key) != old.get(key):
-                    changes.append(f"{name}.{key}" if name == "inputs" else f"{name}.{key}: {_short(old.get(key))} → {_short(new.get(key))}")
+                    values = "" if name == "inputs" else f": {_short(old.get(key))} → {_short(new.get(key))}"
+                    changes.append(f"{name}.{key}{values}")
         elif new != old:
             changes.append(name)
     return changes

@@ -13,7 +13,7 @@ from edgeexport.build import Built, Prepared, build, prepare
 from edgeexport.cli.progress import LineProgress, LiveProgress, Progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json, styled
 from edgeexport.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_for
-from edgeexport.report.model import interval_text
+from edgeexport.report.model import Report, interval_text
 from edgeexport.runner import host
 from edgeexport.schedule import Limits, pending
 from edgeexport.store import Store
@@ -131,26 +131,40 @@ def show_built(built: Built, prepared: Prepared) -> None:
     report = built.report
     out.print()
     out.print(f"[bold]{report.name}[/] for [bold]{report.target}[/] ({report.target_title})")
-    table = Table(box=None, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in ("lane", "precision", "size", "parity", "metric", "verdict"):
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "precision")
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=True)
     for lane in report.lanes:
         if lane.variant is None:
-            table.add_row(lane.lane, "[dim]not offered[/]", "", "", "", f"[dim]{lane.refusal}[/]")
             continue
         parity = next((check for check in lane.checks if check.group == "parity"), None)
         metric = (lane.untruncated or lane.metrics)[:1]
-        ratio = f" ({lane.size_ratio:.3f}x)" if lane.size_ratio else ""
-        table.add_row(lane.lane, lane.precision, f"{megabytes(lane.size_bytes)}{ratio}",
+        table.add_row(lane.lane, lane.precision, megabytes(lane.size_bytes),
                       f"{parity.figure.value:.4f}" if parity and isinstance(parity.figure, Estimate) else "",
-                      f"{metric[0].lane.value:.3f} (was {metric[0].reference.value:.3f})" if metric else "null", styled(lane.verdict))
+                      f"{metric[0].lane.value:.3f} ({metric[0].reference.value:.3f})" if metric else "null", styled(lane.verdict))
     out.print(table)
+    for lane in report.lanes:
+        if lane.variant is None:
+            out.print(f"{lane.lane}: [dim]not offered: {lane.refusal}[/]")
     for lane in report.lanes:
         for check in lane.checks:
             if check.verdict is not None and check.verdict.value != "pass":
                 figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else check.figure
                 out.print(f"  {lane.lane}: {styled(check.verdict)} {check.name}: {figure} (must be {check.relation} {check.bound}) "
                           f"{check.note or ''}", soft_wrap=False)
+    explain_columns(report)
     out.print(f"verdict: {styled(report.verdict)}[dim]{report.scope.removeprefix(report.verdict.value)}[/]")
     out.print(f"bundle:  {built.directory}/  and  {built.archive.name} ({megabytes(built.archive.stat().st_size)})", soft_wrap=True)
     out.print(f"report:  {built.directory / 'report.html'}", soft_wrap=True)
+
+
+def explain_columns(report: Report) -> None:
+    """Say what stands in the columns ``parity`` and ``metric``."""
+    lane = next((lane for lane in report.lanes if lane.checks), None)
+    if lane is None:
+        return
+    parity = next((check.name for check in lane.checks if check.group == "parity"), None)
+    metric = next((result.name for result in lane.untruncated or lane.metrics), None)
+    parts = [f"parity: {parity}"] if parity else []
+    parts.append(f"metric: {metric} (of the float32 original)" if metric else "metric: null, no labelled data")
+    out.print(f"[dim]{'; '.join(parts)}[/]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def run_job(environment: Environment, job: dict[str, Any], out: Path, context: C
     out.mkdir(parents=True, exist_ok=True)
     archive, description = context.scratch / "agent.pyz", context.scratch / "job.json"
     archive.write_bytes(agent_archive())
-    description.write_text(json.dumps(job | {"out": str(out.absolute())}), encoding="utf-8")
+    description.write_text(json.dumps(job | {"out": str(out.absolute()), "parent": os.getpid()}), encoding="utf-8")
     # -I: no user site, no PYTHONPATH: only what the environment holds.
     process = subprocess.Popen([str(python), "-I", str(archive), str(description)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, stdin=subprocess.DEVNULL)

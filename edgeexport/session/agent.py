@@ -3,6 +3,7 @@
     python agent.py JOB.json
 
 A job is ``{"do": "answers" | "speed" | "golden", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
+With ``parent``, a process id, it ends with that process.
 Progress goes to standard output, one JSON object a line.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import resource
 import signal
 import sys
@@ -102,16 +104,19 @@ def report(fraction: float, message: str) -> None:
 JOBS = {"answers": measure_answers, "speed": measure_speed}
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when the supervisor ends, however that happens (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, <linux/prctl.h>
+        if os.getppid() != parent:
+            sys.exit(1)
 
 
 def main(path: str) -> int:
     """Run the job in a file; its result or its error goes to `result.json` in the job's output directory."""
-    die_with_parent()
     job = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "parent" in job:
+        die_with_parent(job["parent"])
     out = Path(job["out"])
     try:
         result = {"result": JOBS[job["do"]](job, out)}

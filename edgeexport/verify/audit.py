@@ -23,12 +23,12 @@ def audit_checks(model: ModelReport, lane: Lane, precision: str, problems: Seque
         problems: what in the file the runtime can't run.
     """
     checks = [Check(name=f"{lane.runtime} {lane.version} can run it", group="audit", verdict=Verdict.FAIL if problems else Verdict.PASS,
-                    how=f"operator versions of {lane.verified_by}", note="; ".join(problems) or None)]
+                    how=f"operator versions of the oldest {lane.runtime} that the lane admits", note="; ".join(problems) or None)]
     if "int8" in precision:
         share = model.integer_weight_share or 0.0
         enough = share >= INTEGER_WEIGHTS_MIN
         verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.format] else None
-        left = ", ".join(weight.name for weight in model.float_weights[:3])
+        left = ", ".join(weight.used_by or weight.name for weight in model.float_weights[:3])
         checks.append(Check(name="weights stored as INT8", group="audit", how="counted", verdict=verdict, figure=share,
                             bound=INTEGER_WEIGHTS_MIN, note=None if enough else f"largest still float: {left}"))
     return checks

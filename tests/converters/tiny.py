@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from edgeexport.probes import probe_set
 MAX_LENGTH = 32
 LENGTHS = (16, 32)
 LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
+# Of the task's own layers, so that classes differ clearly.
+HEAD_GAIN = 4.0
 WORDPIECE, BPE, UNIGRAM = "wordpiece", "bpe", "unigram"
 
 
@@ -89,7 +92,8 @@ def write_checkpoint(directory: Path, architecture: str, task: Task, *, seed: in
             elif "embeddings." in name or "relative_attention_bias" in name:
                 parameter.copy_(noise)
             else:
-                parameter.copy_(shape.gain * noise / math.sqrt(parameter.shape[-1]))
+                head = task is not Task.FILL_MASK and not name.startswith(f"{model.base_model_prefix}.") and model.base_model_prefix in vars(model)["_modules"]
+                parameter.copy_((HEAD_GAIN if head else shape.gain) * noise / math.sqrt(parameter.shape[-1]))
     model.save_pretrained(directory)
     return directory
 
@@ -110,6 +114,7 @@ def write_tokenizer(directory: Path, architecture: str) -> dict[str, int]:
     return dict(tokenizer.get_vocab())
 
 
+@cache
 def words() -> Counter[str]:
     """Words of the probe texts, with how often they come."""
     from tokenizers import normalizers, pre_tokenizers
@@ -119,8 +124,8 @@ def words() -> Counter[str]:
 
 
 def common_words() -> list[str]:
-    """Words that come at least four times, most common first."""
-    return [word for word, count in sorted(words().items(), key=lambda item: (-item[1], item[0])) if count >= 4]
+    """Words that come at least twelve times, most common first."""
+    return [word for word, count in sorted(words().items(), key=lambda item: (-item[1], item[0])) if count >= 12]
 
 
 def characters() -> list[str]:
@@ -167,8 +172,9 @@ def unigram(shape: Architecture) -> Any:
     """A Unigram tokenizer as SentencePiece makes them for ALBERT, CamemBERT and XLM-RoBERTa."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    total = sum(words().values())
-    pieces = [(f"▁{word}", math.log(words()[word] / total)) for word in common_words()]
+    counts = words()
+    total = sum(counts.values())
+    pieces = [(f"▁{word}", math.log(counts[word] / total)) for word in common_words()]
     pieces += [(piece, math.log(0.5 / total) * (1 + number / 1000)) for number, piece in enumerate(["▁", *characters()])]
     albert = shape.special["cls_token"] == "[CLS]"
     first = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"] if albert else ["<s>", "<pad>", "</s>", "<unk>"]

@@ -1,0 +1,136 @@
+"""What a user gets wrong, or what breaks, through the command line: one clear error each, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+
+@pytest.fixture
+def model(classifier: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny classifier to break."""
+    place = tmp_path / "model"
+    shutil.copytree(classifier, place)
+    return place
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def fails(cli: Cli, *arguments: str) -> str:
+    """The error of a command that must fail before any work: exit code 2, and no traceback."""
+    ran = cli(*arguments)
+    assert ran.code == 2, (ran.code, ran.out, ran.err)
+    assert "Traceback" not in ran.err
+    assert "error:" in ran.err.lower()
+    return ran.err
+
+
+def test_unknown_target_suggests_the_nearest(cli: Cli, model: Path) -> None:
+    assert "did you mean 'raspberrypi'?" in fails(cli, "build", str(model), "--target", "rasberrypi")
+
+
+def test_unknown_recipe_key_suggests_the_nearest(cli: Cli, model: Path) -> None:
+    (cli.directory / "edgeexport.toml").write_text(f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\nmax_lenght = 8\n')
+    error = fails(cli, "build", "--target", "linux-x86_64")
+    assert "model.max_lenght" in error
+    assert "did you mean 'max_length'?" in error
+
+
+def test_missing_weights(cli: Cli, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert "has no weights" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_truncated_weights(cli: Cli, model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    error = fails(cli, "build", str(model), "--target", "linux-x86_64")
+    assert "cut off" in error
+    assert "bytes" in error
+
+
+def test_pickled_weights_are_never_loaded(cli: Cli, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert "pickle" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_unsupported_architecture(cli: Cli, model: Path) -> None:
+    edit_json(model / "config.json", model_type="perceiver")
+    error = fails(cli, "build", str(model), "--target", "linux-x86_64")
+    assert "'perceiver' is not supported" in error
+    assert "bert" in error
+
+
+def test_wrong_task_for_the_model(cli: Cli, model: Path) -> None:
+    error = fails(cli, "build", str(model), "--task", "question-answering", "--target", "linux-x86_64")
+    assert "cannot do question-answering" in error
+    assert "text-classification" in error
+
+
+def test_unknown_task(cli: Cli, model: Path) -> None:
+    assert "model.task" in fails(cli, "build", str(model), "--task", "text-clasification", "--target", "linux-x86_64")
+
+
+def test_a_tokenizer_that_does_not_load(cli: Cli, model: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+    assert "tokenizer does not load" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_no_tokenizer(cli: Cli, model: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt"):
+        (model / name).unlink(missing_ok=True)
+    assert "has no tokenizer" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_output_that_cannot_be_written(cli: Cli, model: Path) -> None:
+    (cli.directory / "file").write_text("")
+    assert "Cannot write" in fails(cli, "build", str(model), "--target", "linux-x86_64", "-o", "file/bundles")
+    occupied = cli.directory / "out" / "model-linux-x86_64"
+    occupied.mkdir(parents=True)
+    (occupied / "thesis.txt").write_text("precious")
+    assert "is not a bundle" in fails(cli, "build", str(model), "--target", "linux-x86_64", "-o", "out")
+    assert (occupied / "thesis.txt").read_text() == "precious"
+
+
+def test_no_network_says_how_to_use_a_local_copy(cli: Cli) -> None:
+    ran = cli("build", "someone/some-model", "--target", "linux-x86_64", env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert ran.code == 2
+    assert "local copy" in ran.err
+
+
+def test_evaluation_data_with_wrong_fields(cli: Cli, model: Path) -> None:
+    (cli.directory / "data.csv").write_text("sentence,label\nhello,LABEL_0\n")
+    (cli.directory / "edgeexport.toml").write_text(
+        f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[data.evaluation]\nfile = "data.csv"\n')
+    error = fails(cli, "build", "--target", "linux-x86_64")
+    assert "no field 'text'" in error
+    assert "sentence, label" in error
+
+
+def test_evaluation_data_that_calibrates_is_refused_with_examples(cli: Cli, model: Path) -> None:
+    (cli.directory / "data.csv").write_text("text,label\nHello there,LABEL_0\nquite another,LABEL_1\n")
+    (cli.directory / "calibration.txt").write_text("hello   THERE!\nsomething else\n")
+    (cli.directory / "edgeexport.toml").write_text(
+        f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[data.evaluation]\nfile = "data.csv"\n'
+        '[data.calibration]\nfile = "calibration.txt"\n')
+    error = fails(cli, "build", "--target", "linux-x86_64")
+    assert "'Hello there'" in error
+    assert "quite another" not in error
+
+
+def test_static_int8_without_calibration_data(cli: Cli, model: Path) -> None:
+    (cli.directory / "edgeexport.toml").write_text(
+        f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[precision.onnx]\npreset = "static-int8"\n')
+    assert "[data.calibration]" in fails(cli, "build", "--target", "linux-x86_64")
+
+
+def test_errors_as_json(cli: Cli, model: Path) -> None:
+    ran = cli("build", str(model), "--target", "rasberrypi", "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["kind"] == "UnknownName"
