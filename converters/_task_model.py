@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Added to the attention scores of padding. Its softmax weight is 0 in float32, and unlike the smallest float32 it stays finite
-# when it is added to a score or quantized.
+# when it is added to a score, or held in 16 bits. Source: the original BERT (google-research/bert, modeling.py, attention_layer); the
+# architectures here were trained with it.
 MASKED = -10_000.0
 
 
@@ -42,7 +43,9 @@ def load_model(directory: Path, task: Task, attention: str = "eager") -> PreTrai
                                                   local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as exc:
         raise CheckpointError("Transformers cannot load the checkpoint.", why=str(exc).splitlines()[0]) from exc
-    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    # A bare encoder has a pooler whose output is not used; a classifier that has one answers through it.
+    bare = task in {Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY}
+    missing = [name for name in info["missing_keys"] if not bare or "pooler" not in name]
     if missing:
         raise CheckpointError("Weights are missing from the checkpoint.", why=f"{', '.join(sorted(missing)[:4])}"
                               + (f" and {len(missing) - 4} more" if len(missing) > 4 else ""),
@@ -68,6 +71,8 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
     spec = read_text(directory)
     model = load_model(directory, task)
     names = output_names(task.value, spec.pooling)
+    # MobileBERT joins each token's embedding with those of the tokens before and after it.
+    neighbours = bool(getattr(model.config, "trigram_input", False))
 
     class TaskModule(torch.nn.Module):
         def __init__(self) -> None:
@@ -79,7 +84,12 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
             # A ready-made additive mask keeps Transformers from indexing one together, which no older TFLite runtime can run.
             bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            found = self.model(input_ids=input_ids, attention_mask=bias, **extra)
+            if neighbours:
+                # Where a text ends the model wants zeros, and padding would put its own vector there.
+                real = attention_mask[:, :, None].to(torch.float32)
+                found = self.model(inputs_embeds=self.model.get_input_embeddings()(input_ids) * real, attention_mask=bias, **extra)
+            else:
+                found = self.model(input_ids=input_ids, attention_mask=bias, **extra)
             if names == ("token_embeddings",):
                 vector = found.last_hidden_state
                 return {names[0]: normalized(vector) if spec.normalize else vector}
@@ -102,7 +112,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str | None) -> torch
         return hidden[:, 0]
     keep = mask[:, :, None].to(hidden.dtype)
     if pooling == "max":
-        return (hidden + (1.0 - keep) * MASKED).max(dim=1).values
+        # Padding repeats the first token: exact whatever the values are, and no large constant stands in the way of quantization.
+        return (hidden * keep + hidden[:, :1] * (1.0 - keep)).max(dim=1).values
     if pooling == "lasttoken":
         # The last real token is where the mask, counted from the right, starts.
         following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)

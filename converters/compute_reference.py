@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.dataset import ROWS_FILE, Row, read_rows
+from edgeexport.errors import DataError
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, TextSpec
@@ -46,7 +48,7 @@ class ComputeReference(Step):
         return Spec(kind=Kind.EVIDENCE, task=inputs["checkpoint"].task, precision="float32")
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
-        """Rows of like length go together, so that little is padding."""
+        """Rows of one length go together: what an original makes of padding is not its answer."""
         import torch
 
         torch.set_num_threads(context.threads)
@@ -80,41 +82,43 @@ class Original:
 
         prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
         cut = "only_second" if self.head.task == Task.QUESTION_ANSWERING else "longest_first"
-        arguments = [prefix + row.text] if row.text_pair is None else [prefix + row.text, row.text_pair]
-        found = self.tokenizer(*arguments, truncation=cut, max_length=self.max_length, return_offsets_mapping=True, padding=False,
-                               return_token_type_ids=True)
+        # A batch of one: of a single pair Transformers 5 drops an empty second text, which its batches, as in training, do not.
+        arguments = [[prefix + row.text]] if row.text_pair is None else [[prefix + row.text], [row.text_pair]]
+        try:
+            found = self.tokenizer(*arguments, truncation=cut, max_length=self.max_length, return_offsets_mapping=True, padding=False,
+                                   return_token_type_ids=True)
+        except Exception as exc:  # tokenizers raises bare Exception
+            raise DataError(f"The text of row {row.id} cannot be cut to {self.max_length} tokens.", why=str(exc),
+                            hint="is the question longer than the model's input?" if cut == "only_second" else None) from exc
         encoding = found.encodings[0]
         full = self.tokenizer(*arguments, truncation=False, verbose=False)
-        features = {name: list(found[name]) for name in self.text.inputs if name != "attention_mask"}
+        features = {name: list(found[name][0]) for name in self.text.inputs if name != "attention_mask"}
         return features, Encoded(np.asarray(encoding.ids, np.int64), np.asarray(encoding.type_ids, np.int64), list(encoding.offsets),
-                                 list(encoding.word_ids), list(encoding.sequence_ids), len(full["input_ids"]) > len(encoding.ids))
+                                 list(encoding.word_ids), list(encoding.sequence_ids), len(full["input_ids"][0]) > len(encoding.ids))
 
     def answers(self, rows: list[Row], done: Any) -> Answers:
         """The answers to rows, in their order; `done` is called with the number of rows that are finished."""
         import numpy as np
 
         encoded = [self.encode(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: len(encoded[i][1].ids))
+        lengths = [len(each.ids) for _, each in encoded]
         numbers: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
         decisions: list[list[int]] = [[]] * len(rows)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start:start + BATCH]
+        finished = 0
+        for chosen in batches(lengths):
             for i, outputs in zip(chosen, self.outputs([encoded[i][0] for i in chosen]), strict=True):
                 numbers[i] = np.asarray(tasks.numbers(self.head, self.text, encoded[i][1], outputs), np.float32)
                 decisions[i] = tasks.decision(self.head, self.text, encoded[i][1], outputs)
-            done(min(start + BATCH, len(order)))
-        return Answers(numbers, decisions, [len(e.ids) for _, e in encoded], [e.truncated for _, e in encoded])
+            finished += len(chosen)
+            done(finished)
+        return Answers(numbers, decisions, lengths, [e.truncated for _, e in encoded])
 
     def outputs(self, features: list[dict[str, list[int]]]) -> list[dict[str, np.ndarray]]:
-        """The outputs for each text of a batch, named and shaped as a lane's."""
+        """The outputs for each text of a batch of one length, named and shaped as a lane's."""
         import torch
 
-        longest = max(len(feature["input_ids"]) for feature in features)
-        batch = {name: torch.full((len(features), longest), self.text.pad_id if name == "input_ids" else 0) for name in self.text.inputs}
-        for i, feature in enumerate(features):
-            for name, values in feature.items():
-                batch[name][i, : len(values)] = torch.tensor(values)
-            batch["attention_mask"][i, : len(feature["input_ids"])] = 1
+        batch = {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         with torch.inference_mode():
             found = self.model(**batch)
             named: dict[str, torch.Tensor] = {}
@@ -127,3 +131,11 @@ class Original:
                     value = found[name]
                 named[name] = normalized(value) if self.text.normalize else value
         return [{name: value[i : i + 1].numpy() for name, value in named.items()} for i in range(len(features))]
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The indices of `lengths`, at most BATCH at a time and only equal lengths together, shortest first."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for _, equal in groupby(order, key=lambda i: lengths[i]):
+        while batch := list(islice(equal, BATCH)):
+            yield batch

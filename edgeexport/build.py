@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport import bundle
+from edgeexport.errors import UnknownName
 from edgeexport.inspection.inspect_model import INSPECTION_FILE
 from edgeexport.inspection.model import ModelReport
 from edgeexport.plan import Host, LanePlan, Plan, make_plan
@@ -24,8 +25,9 @@ from edgeexport.runner.environment import Environment
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
+from edgeexport.session.payload import RUNTIMES
 from edgeexport.store import Entry, Store
-from edgeexport.target import Target
+from edgeexport.target import Target, load_target, target_names
 from edgeexport.verify.check import Verdict, together
 from edgeexport.verify.judge import Question, judge_lane
 from edgeexport.verify.parity import check_names
@@ -61,11 +63,29 @@ def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path
         EdgeExportError: the build is not possible.
     """
     check_names(recipe.parity)
+    check_lanes(recipe, targets)
     resolved = resolve(recipe, store, texts)
     stand_ins = {lane.verified_by for target in targets for lane in target.lanes}
     here = Host(isa=(host.isa(), *host.isa_features()), fingerprint=host.fingerprint(), agent=agent_digest(),
                 environments={name: Environment(name).digest for name in stand_ins})
     return Prepared(resolved, make_plan(resolved, targets, here), tuple(targets), store)
+
+
+def check_lanes(recipe: Recipe, targets: Sequence[Target]) -> None:
+    """Check that the lanes' runtimes can be run here, and that lanes which the recipe names are lanes of these or the shipped targets.
+
+    Raises:
+        UnknownName: a name that stands for nothing.
+    """
+    for target in targets:
+        for lane in target.lanes:
+            if lane.runtime not in RUNTIMES:
+                raise UnknownName.among(f"runtime of the lane '{lane.name}' of {target.name}", lane.runtime, RUNTIMES)
+    if recipe.precision.lanes:
+        known = {lane.name for target in (*targets, *map(load_target, target_names())) for lane in target.lanes}
+        for name in recipe.precision.lanes:
+            if name not in known:
+                raise UnknownName.among("lane in [precision.lanes]", name, known)
 
 
 def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event], None]) -> list[Built]:

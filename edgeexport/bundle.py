@@ -9,11 +9,12 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from edgeexport.artifact import Blob, Model, digest_file, digest_json, tree_digest
 from edgeexport.errors import BundleError, OutputError
@@ -29,6 +30,8 @@ GOLDEN_ROWS = "golden/rows.jsonl"
 GOLDEN_REFERENCE = "golden/reference.npz"
 # What the payload's digest is made of: no measurement, no report.
 PAYLOAD_PARTS = (PAYLOAD_FILE, "text/", "variants/", "licences/")
+# What may become a directory of a registry: it leads nowhere else.
+PLACE = r"^[^./\\][^/\\]*$"
 
 
 class ManifestLane(Model):
@@ -57,8 +60,8 @@ class Manifest(Model):
     """
 
     schema_version: Literal[1] = 1
-    name: str
-    target: str
+    name: str = Field(pattern=PLACE)
+    target: str = Field(pattern=PLACE)
     isa: str
     task: str
     verdict: Verdict
@@ -94,8 +97,13 @@ def new_bundle(destination: Path) -> Iterator[Path]:
             if destination.exists():
                 old = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-old-"))
                 os.replace(destination, old / "bundle")
-                os.replace(place, destination)
-                shutil.rmtree(old)
+                try:
+                    os.replace(place, destination)
+                except BaseException:
+                    os.replace(old / "bundle", destination)
+                    old.rmdir()
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(place, destination)
         finally:
@@ -180,16 +188,20 @@ def read_manifest(place: Path) -> Manifest:
     """The manifest of a bundle directory.
 
     Raises:
-        BundleError: there is none, or it was edited.
+        BundleError: there is none, or it was edited, or it names files elsewhere.
     """
     path = place / MANIFEST_FILE
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        whole = manifest.seal == manifest.sealed().seal
     except OSError as exc:
         raise BundleError(f"{place} is not a bundle.", why=f"it has no readable {MANIFEST_FILE}") from exc
-    except (ValidationError, UnicodeDecodeError) as exc:
+    except ValueError as exc:  # not text, not JSON, not a manifest
         raise BundleError(f"The manifest of {place} is damaged.", why=str(exc).splitlines()[0]) from exc
-    if manifest.seal != manifest.sealed().seal:
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BundleError(f"The manifest of {place} names a file outside of it.", why=name, hint="do not trust where it is from")
+    if not whole:
         raise BundleError(f"The manifest of {place} was edited.", why="its seal does not fit", hint="get the bundle again")
     return manifest
 
@@ -207,7 +219,7 @@ def check_files(place: Path, manifest: Manifest) -> None:
         if path.stat().st_size != blob.size or digest_file(path) != blob.digest:
             raise BundleError(f"{place} is damaged.", why=f"{name} is not what was sealed", hint="get the bundle again")
     extra = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - manifest.files.keys() - {MANIFEST_FILE}
-    extra = {name for name in extra if "__pycache__" not in name}
+    extra = {name for name in extra if "__pycache__" not in PurePosixPath(name).parts}
     if extra:
         raise BundleError(f"{place} holds files that were not sealed.", why=", ".join(sorted(extra)[:5]), hint="take them out")
 
@@ -249,11 +261,14 @@ def opened(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgeexport-") as place, zipfile.ZipFile(path) as archive:
-            archive.extractall(place)
-            yield Path(place)
-    except FileNotFoundError as exc:
-        raise BundleError(f"There is no bundle at {path}.") from exc
-    except zipfile.BadZipFile as exc:
-        raise BundleError(f"{path} is not a bundle, or damaged.", why=str(exc), hint="get it again") from exc
+    with tempfile.TemporaryDirectory(prefix="edgeexport-") as place:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(place)
+        except FileNotFoundError as exc:
+            raise BundleError(f"There is no bundle at {path}.") from exc
+        except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError) as exc:  # what zipfile raises over damaged archives
+            raise BundleError(f"{path} is not a bundle, or damaged.", why=str(exc), hint="get it again") from exc
+        except OSError as exc:
+            raise BundleError(f"{path} cannot be unpacked.", why=str(exc)) from exc
+        yield Path(place)

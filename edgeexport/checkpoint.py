@@ -56,6 +56,18 @@ PAIR_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.QUESTION_ANSWERING})
 VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 
 
+# Classes of a head of which config.json says nothing. Source: Transformers' PretrainedConfig.num_labels.
+UNNAMED_LABELS = 2
+
+# Modes of sentence-transformers' Pooling: since version 6 the value of `pooling_mode`, before it the flag `pooling_mode_…`.
+POOLING_MODES = {"cls": "cls", "max": "max", "mean": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len", "lasttoken": "lasttoken"}
+POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
+                 "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
+                 "pooling_mode_lasttoken": "lasttoken"}
+# The prompt that goes before a document: the first of these that there is. Source: sentence-transformers' encode_document.
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's directory (or the small files of one on a hub) and the sizes of its files.
@@ -121,13 +133,15 @@ class Checkpoint:
             CheckpointError: the model has no head for the wanted task.
         """
         classes = [str(name) for name in self.config.get("architectures") or []]
+        # What ELECTRA was pretrained with tells true tokens from replaced ones; it can't fill in a token.
+        useful = [name for name in classes if name != "ElectraForPreTraining"]
         if wanted is None:
             for task, suffixes in HEADS.items():
-                if any(name.endswith(suffixes) for name in classes):
+                if any(name.endswith(suffixes) for name in useful):
                     return task
             return Task.SENTENCE_SIMILARITY if self.modules else Task.FEATURE_EXTRACTION
         suffixes = HEADS.get(wanted, ())
-        if suffixes and not any(name.endswith(suffixes) for name in classes):
+        if suffixes and not any(name.endswith(suffixes) for name in useful):
             raise CheckpointError(
                 f"{self.name} cannot do {wanted}.",
                 why=f"config.json names {', '.join(classes) or 'no class'}, but the task needs …{suffixes[0]}: its head was never trained",
@@ -159,9 +173,19 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes, in the order of the logits; empty where the task has none."""
-        mapping = self.config.get("id2label") or {}
-        return [str(mapping[key]) for key in sorted(mapping, key=int)]
+        """The names of the classes, in the order of the logits; where config.json names none, Transformers' names for them.
+
+        Raises:
+            CheckpointError: the names are not numbered from 0.
+        """
+        mapping = self.config.get("id2label")
+        if not mapping:
+            return [f"LABEL_{number}" for number in range(int(self.config.get("num_labels", UNNAMED_LABELS)))]
+        found = [str(mapping[key]) for key in map(str, range(len(mapping))) if key in mapping]
+        if len(found) != len(mapping):
+            raise CheckpointError(f"{self.name}: config.json's id2label does not number its classes from 0.",
+                                  why=f"its keys are {', '.join(map(str, mapping))}")
+        return found
 
     @property
     def licence(self) -> str | None:
@@ -217,12 +241,17 @@ class Checkpoint:
             if section.normalize is not None:
                 normalize, sources["normalize"] = section.normalize, "recipe"
 
-        prompts = self.json("config_sentence_transformers.json").get("prompts") or {}
-        prefixes = {}
+        prefixes = self._prefixes()
         for key, given in (("query", section.query_prefix), ("document", section.document_prefix)):
-            prefixes[key] = prompts.get(key, "") if given is None else given
+            if given is not None:
+                prefixes[key] = given
             if prefixes[key]:
                 sources[f"{key}_prefix"] = "recipe" if given is not None else "config_sentence_transformers.json: prompts"
+        if any(prefixes.values()):
+            self._check_prefixes(task)
+        if self.json("tokenizer_config.json").get("truncation_side", "right") != "right":
+            raise CheckpointError(f"{self.name} cuts long texts at their start.", why="tokenizer_config.json: truncation_side is not 'right'",
+                                  hint="if that is a left-over, take the key out of tokenizer_config.json")
 
         _, takes_types = ENCODERS[self.architecture]
         inputs = ("input_ids", "attention_mask", "token_type_ids") if takes_types and task in PAIR_TASKS else (
@@ -247,18 +276,35 @@ class Checkpoint:
             return 512, "default: the checkpoint states no limit"
         return min(limits)
 
+    def _prefixes(self) -> dict[str, str]:
+        """What sentence-transformers puts before a query and a document."""
+        config = self.json("config_sentence_transformers.json")
+        prompts: dict[str, str] = {key: text or "" for key, text in (config.get("prompts") or {}).items()}
+        other = prompts.get(str(config.get("default_prompt_name")), "")
+        return {"query": prompts.get("query", other),
+                "document": next((prompts[key] for key in DOCUMENT_PROMPTS if key in prompts), other)}
+
+    def _check_prefixes(self, task: Task) -> None:
+        """Raises CheckpointError where a prefix would not do what it is for."""
+        if task is Task.TOKEN_CLASSIFICATION:
+            raise CheckpointError("A prefix has no place before a text whose words are classified.", hint="take it out of the recipe")
+        for file, config in self._pooling_files():
+            if not config.get("include_prompt", True):
+                raise CheckpointError(f"{self.name}: {file} leaves the prefix out of the pooling.", why="include_prompt = false is not supported")
+
+    def _pooling_files(self) -> list[tuple[str, dict[str, Any]]]:
+        files = [f"{module['path']}/config.json" for module in self.modules if module["type"].endswith(".Pooling")]
+        return [(file, self.json(file, required=True)) for file in files]
+
     def _pooling(self, task: Task) -> tuple[str, str]:
-        for module in self.modules:
-            if module["type"].endswith(".Pooling"):
-                file = f"{module['path']}/config.json"
-                config = self.json(file, required=True)
-                modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
-                         "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len", "pooling_mode_lasttoken": "lasttoken"}
-                chosen = [mode for key, mode in modes.items() if config.get(key)]
-                if len(chosen) != 1:
-                    raise CheckpointError(f"{self.name}: {file} wants {len(chosen)} pooling modes.",
-                                          why="exactly one of " + ", ".join(modes.values()) + " is supported")
-                return chosen[0], file
+        for file, config in self._pooling_files():
+            flagged = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
+            wanted = config.get("pooling_mode", flagged)
+            chosen = [wanted] if isinstance(wanted, str) else list(wanted)
+            if len(chosen) != 1 or chosen[0] not in POOLING_MODES:
+                raise CheckpointError(f"{self.name}: the pooling of {file} is not supported.",
+                                      why=f"it wants {' and '.join(chosen) or 'none'}; supported is one of {', '.join(POOLING_MODES)}")
+            return POOLING_MODES[chosen[0]], file
         if task is Task.SENTENCE_SIMILARITY:
             return "mean", "default: the checkpoint has no modules.json"
         return "none", "default: one vector per token"

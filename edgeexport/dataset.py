@@ -73,7 +73,7 @@ class Dataset(Model):
 def normalized(text: str) -> str:
     """A text without what copying changes: case, compatibility forms, punctuation, runs of blanks."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or folded
+    return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or " ".join(folded.split())
 
 
 def read_rows(path: Path) -> list[Row]:

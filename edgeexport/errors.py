@@ -52,6 +52,10 @@ class UnknownName(EdgeExportError):
         return cls(f"Unknown {what} '{name}'.", why=f"known: {', '.join(known)}", hint=hint)
 
 
+class UsageError(EdgeExportError):
+    """A command line that is not valid."""
+
+
 class RecipeError(EdgeExportError):
     """A recipe that is not valid."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,6 +164,7 @@ class _Graph:
         for node in self.nodes.values():
             if node.key == key:
                 return node.id
+        node_id = self._free(node_id)
         self.nodes[node_id] = Node(node_id, step, dict(inputs), spec, parts | {"inputs": keys}, key, alone)
         return node_id
 
@@ -171,6 +173,11 @@ class _Graph:
         if isinstance(added, Refusal):
             raise PlanError(f"{node_id} is not possible.", why=added.reason, hint=added.hint)
         return added
+
+    def _free(self, node_id: str) -> str:
+        """The id, or with a number where another step has it: two targets may mean different things by the same words."""
+        ids = (node_id if number == 1 else f"{node_id} ({number})" for number in itertools.count(1))
+        return next(each for each in ids if each not in self.nodes)
 
     def _spec(self, reference: str) -> Spec:
         return self.leaves[reference[1:]].artifact.spec if reference.startswith("@") else self.nodes[reference].spec
@@ -183,8 +190,9 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     """The graph that builds and measures every lane of the targets; without targets, that of the reference alone.
 
     Raises:
-        PlanError: a required lane is not possible, or none is left.
+        PlanError: a required lane is not possible, or none is left, or the recipe does not fit the model or the targets.
     """
+    _require_fit(resolved, targets)
     source = with_digests(resolved.source)
     graph = _Graph({"source": source, **resolved.leaves})
     origin = ORIGINS[resolved.spec.kind]
@@ -206,6 +214,19 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
         untruncated = graph.must(f"{origin.reference}[untruncated]", make_step(origin.reference, datasets=("evaluation",), own_length=True),
                                  {"checkpoint": checkpoint, "evaluation": "@evaluation"})
     return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, untruncated)
+
+
+def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise PlanError(f"Two targets are called '{name}'.", why="their bundles would have the same place",
+                            hint="rename one of the files")
+    lengths, longest = resolved.recipe.export.lengths, resolved.text.max_length
+    if lengths is not None and lengths[-1] != longest:
+        raise PlanError(f"export.lengths ends at {lengths[-1]}, but the longest text has {longest} tokens.",
+                        why=f"max_length is from {resolved.text.sources.get('max_length', 'the checkpoint')}",
+                        hint=f"end export.lengths at {longest}, or set model.max_length = {lengths[-1]}")
 
 
 def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:

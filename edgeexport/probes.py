@@ -16,7 +16,7 @@ def probe_set(task: Task, mask_token: str | None = None) -> Dataset:
 
     Args:
         task: question answering gets questions about texts; fill-mask gets texts with one word hidden; the others the texts.
-        mask_token: what hides a word, for fill-mask.
+        mask_token: what hides a word, for fill-mask; a text that speaks of the token itself is left out.
     """
     folder = Path(str(importlib.resources.files("edgeexport.data"))) / "probes"
     texts = {record["id"]: record["text"] for record in read_records(folder / "texts.jsonl")}
@@ -24,7 +24,8 @@ def probe_set(task: Task, mask_token: str | None = None) -> Dataset:
         rows = [Row(id=record["id"], text=record["question"], text_pair=texts[record["context"]])
                 for record in read_records(folder / "questions.jsonl")]
     elif task is Task.FILL_MASK:
-        rows = [Row(id=name, text=hide_word(text, mask_token or "")) for name, text in texts.items() if text.strip()]
+        token = mask_token or "[MASK]"
+        rows = [Row(id=name, text=hide_word(text, token)) for name, text in texts.items() if text.strip() and token not in text]
     else:
         rows = [Row(id=name, text=text) for name, text in texts.items()]
     return Dataset(name="probes", rows=tuple(rows), origin=ORIGIN)

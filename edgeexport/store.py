@@ -211,7 +211,7 @@ class Store:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
         note = self.root / "sources" / digest_bytes(str(path.resolve()).encode())
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(note.read_text(encoding="utf-8"))
             if known["stamp"] == stamp:
                 return Blob(digest=known["digest"], size=status.st_size)

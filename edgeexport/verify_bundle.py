@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,10 +34,10 @@ class GoldenResult(Model):
         verdict: None where the runtime can't run here.
         distance: largest relative distance to what the lane answered when it was built.
         tolerance: how far it may be.
-        reference_distance: largest relative distance to the original's recorded answers.
+        reference_distance: largest relative distance to the original's recorded answers; None where they can't be compared.
         same_decisions: how many decisions are the same, of `texts`.
         where: the machine and runtime.
-        problem: why it could not run.
+        problem: why there is no distance.
     """
 
     lane: str
@@ -106,15 +107,19 @@ def verify_lane(place: Path, name: str, lane: ManifestLane, report: Callable[[st
                 "do": "answers", "payload": str(place.absolute()), "variant": lane.variant, "runtime": lane.runtime, "threads": 1,
                 "datasets": {"golden": str((place / GOLDEN_ROWS).absolute())}}, Path(scratch) / "out", context)
         except EdgeExportError as exc:
-            return GoldenResult(lane=name, verdict=None, problem=f"{exc.what} {exc.why or ''}".strip())
+            runs_here = not isinstance(exc, (RuntimeUnavailable, UnknownName))
+            return GoldenResult(lane=name, verdict=Verdict.FAIL if runs_here else None, problem=f"{exc.what} {exc.why or ''}".strip())
         here = Answers.load(Path(scratch) / "out" / "golden.npz")
     then, original = Answers.load(place / "golden" / f"{name}.npz"), Answers.load(place / GOLDEN_REFERENCE)
     distances = relative_distances(then, here)
-    worst = max(distances, default=0.0)
+    worst, to_original = max(distances, default=0.0), max(relative_distances(original, here), default=0.0)
     same = sum(a == b for a, b in zip(then.decisions, here.decisions, strict=True))
+    if not math.isfinite(worst):
+        return GoldenResult(lane=name, verdict=Verdict.FAIL, tolerance=lane.golden_tolerance, same_decisions=same, texts=len(then.tokens),
+                            where=f"{host.describe()}, {lane.verified_by}", problem="answers that are no numbers, or of another shape")
     return GoldenResult(
         lane=name, verdict=Verdict.PASS if worst <= lane.golden_tolerance else Verdict.FAIL, distance=worst, tolerance=lane.golden_tolerance,
-        reference_distance=max(relative_distances(original, here), default=0.0), same_decisions=same, texts=len(then.tokens),
+        reference_distance=to_original if math.isfinite(to_original) else None, same_decisions=same, texts=len(then.tokens),
         where=f"{host.describe()}, {lane.verified_by}")
 
 

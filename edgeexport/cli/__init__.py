@@ -9,7 +9,7 @@ import sys
 import click
 
 import edgeexport
-from edgeexport.errors import EXIT_ERROR, EXIT_INTERRUPTED, EdgeExportError
+from edgeexport.errors import EXIT_ERROR, EXIT_INTERRUPTED, EdgeExportError, UsageError
 
 # Command → the module that holds it: imported when it is called, so that `--help` costs nothing.
 COMMANDS = {
@@ -73,6 +73,11 @@ def cli() -> None:
     """
 
 
+def show_json(error: EdgeExportError) -> None:
+    """Print an error as the one JSON object."""
+    click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+
+
 def main() -> None:
     """Run the command line; every error becomes a few plain lines, or with --json an object."""
     as_json = "--json" in sys.argv
@@ -81,12 +86,15 @@ def main() -> None:
         code = result if isinstance(result, int) else 0
     except EdgeExportError as exc:
         if as_json:
-            click.echo(json.dumps({"error": exc.as_dict()}, ensure_ascii=False))
+            show_json(exc)
         else:
             click.echo(f"{click.style('error:', fg='red', bold=True)} {exc}", err=True)
         code = exc.exit_code
     except click.ClickException as exc:
-        exc.show()
+        if as_json:
+            show_json(UsageError(exc.format_message()))
+        else:
+            exc.show()
         code = EXIT_ERROR
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what is finished stays stored, and the next build goes on from there", err=True)

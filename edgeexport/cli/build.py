@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from edgeexport.build import Built, Prepared, build, prepare
 from edgeexport.cli.progress import LineProgress, LiveProgress, Progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json, styled
-from edgeexport.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_for
+from edgeexport.errors import RecipeError
+from edgeexport.recipe import RECIPE_FILE, ModelSection, Recipe, load_recipe, recipe_for
 from edgeexport.report.model import Report, interval_text
 from edgeexport.runner import host
 from edgeexport.schedule import Limits, pending
 from edgeexport.store import Store
 from edgeexport.target import load_target
+from edgeexport.toml_file import validated
 from edgeexport.verify.check import together
 from edgeexport.verify.intervals import Estimate
 
@@ -55,11 +58,13 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     """
     profiles = [load_target(name) for name in dict.fromkeys(targets)]
     chosen = choose_recipe(model, recipe, task, max_length, announce=not as_json)
-    prepared = prepare(chosen, profiles, Store(), texts)
     limits = default_limits(jobs, memory_mb)
-    progress: Progress = LiveProgress(prepared.plan) if err.is_terminal and not os.environ.get("CI") else LineProgress()
-    with progress:
-        built = build(prepared, directory, limits, progress.tell)
+    store = Store()
+    with store.in_use():  # from here on: preparing puts the data sets into the store
+        prepared = prepare(chosen, profiles, store, texts)
+        progress: Progress = LiveProgress(prepared.plan) if err.is_terminal and not os.environ.get("CI") else LineProgress()
+        with progress:
+            built = build(prepared, directory, limits, progress.tell)
     if as_json:
         print_json({"bundles": [{"directory": str(b.directory), "archive": str(b.archive), "payload": b.manifest.payload,
                                  "report": b.report.model_dump(mode="json")} for b in built]})
@@ -109,7 +114,7 @@ def choose_recipe(model: str | None, path: Path | None, task: str | None, max_le
         if announce:
             err.print(f"No model and no {RECIPE_FILE} here: building the demo, help search with all-MiniLM-L6-v2.")
     if sections:
-        section = recipe.model.model_validate(recipe.model.model_dump(exclude_none=True) | sections)
+        section = validated(recipe.model.model_dump(exclude_none=True) | sections, ModelSection, RecipeError, "the command line")
         recipe = recipe.model_copy(update={"model": section})
     return recipe
 
@@ -145,13 +150,13 @@ def show_built(built: Built, prepared: Prepared) -> None:
     out.print(table)
     for lane in report.lanes:
         if lane.variant is None:
-            out.print(f"{lane.lane}: [dim]not offered: {lane.refusal}[/]")
+            out.print(f"{lane.lane}: [dim]not offered: {escape(lane.refusal or '')}[/]")
     for lane in report.lanes:
         for check in lane.checks:
             if check.verdict is not None and check.verdict.value != "pass":
                 figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else check.figure
                 out.print(f"  {lane.lane}: {styled(check.verdict)} {check.name}: {figure} (must be {check.relation} {check.bound}) "
-                          f"{check.note or ''}", soft_wrap=False)
+                          f"{escape(check.note or '')}", soft_wrap=False)
     explain_columns(report)
     out.print(f"verdict: {styled(report.verdict)}[dim]{report.scope.removeprefix(report.verdict.value)}[/]")
     out.print(f"bundle:  {built.directory}/  and  {built.archive.name} ({megabytes(built.archive.stat().st_size)})", soft_wrap=True)

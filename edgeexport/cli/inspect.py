@@ -10,7 +10,6 @@ from rich.table import Table
 from edgeexport.bundle import opened, read_manifest
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json
 from edgeexport.inspection import ModelReport, inspect_file
-from edgeexport.session.bundle import MANIFEST_FILE
 
 MOST_ROWS = 8
 

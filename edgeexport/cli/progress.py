@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.cli.terminal import err, megabytes, seconds
@@ -82,7 +83,7 @@ class LiveProgress:
         with self._lock:
             for node, (started, event) in self._running.items():
                 share = "" if event.fraction is None else f"{100 * event.fraction:3.0f} %"
-                table.add_row("[cyan]…[/]", node, f"[dim]{event.message}[/]", share, seconds(time.monotonic() - started))
+                table.add_row("[cyan]…[/]", escape(node), f"[dim]{escape(event.message)}[/]", share, seconds(time.monotonic() - started))
         return table
 
     def __enter__(self) -> LiveProgress:
@@ -102,8 +103,7 @@ def ended(event: Event) -> str:
     if event.entry is None:
         return event.node
     if event.what == "reused":
-        return f"[green]✓[/] {event.node.replace('[', chr(92) + '[')}  [dim]its inputs' contents did not change[/]"
+        return f"[green]✓[/] {escape(event.node)}  [dim]its inputs' contents did not change[/]"
     run = event.entry.run
     peak = f", peak {run.peak_rss_mb:,.0f} MB" if run.peak_rss_mb is not None else ""
-    node = event.node.replace("[", "\\[")  # rich would take it for markup
-    return f"[green]✓[/] {node}  [dim]{seconds(run.seconds)}, {megabytes(event.entry.artifact.size)}{peak}[/]"
+    return f"[green]✓[/] {escape(event.node)}  [dim]{seconds(run.seconds)}, {megabytes(event.entry.artifact.size)}{peak}[/]"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from edgeexport.cli.terminal import err, json_option, out, print_json
 from edgeexport.session import Bundle, TruncationWarning
@@ -34,9 +35,9 @@ def run_command(bundle: Path, texts: tuple[str, ...], lane: str | None, context:
         return
     err.print(f"[dim]lane {opened.lane}[/]")
     for result in results:
-        out.print(f"[bold]{result['text']}[/]" if len(results) > 1 else "", end="\n" if len(results) > 1 else "", markup=True)
+        out.print(f"[bold]{escape(result['text'])}[/]" if len(results) > 1 else "", end="\n" if len(results) > 1 else "", markup=True)
         for message in result["warnings"]:
-            err.print(f"[yellow]{message}[/]")
+            err.print(f"[yellow]{escape(message)}[/]")
         out.print(shown(result["answer"]), markup=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.bundle import opened
@@ -52,10 +53,10 @@ def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, dat
         table.add_column(column)
     for lane in found.lanes:
         if lane.distance is None:
-            table.add_row(lane.lane, styled(None), "", "", "", lane.problem or "")
+            table.add_row(lane.lane, styled(lane.verdict), "", "", "", escape(lane.problem or ""))
         else:
             table.add_row(lane.lane, styled(lane.verdict), f"{lane.distance:.1e}", f"{lane.tolerance:.1e}",
-                          f"{lane.reference_distance:.1e}", lane.where)
+                          "" if lane.reference_distance is None else f"{lane.reference_distance:.1e}", lane.where)
     out.print(table)
     for recomputation in recomputed:
         for check in recomputation.checks:

@@ -56,7 +56,8 @@ def pull(place: Path, target: str, destination: Path, *, lane: str | None = None
         BundleError: the published bundle is damaged.
         VerdictRefused: the verdict is not pass.
     """
-    targets = sorted(path.parent.name for path in place.glob(f"*/{MANIFEST_FILE}"))
+    # A name with a dot in front is what a publisher that was killed left behind.
+    targets = sorted(path.parent.name for path in place.glob(f"[!.]*/{MANIFEST_FILE}"))
     if not targets:
         raise BundleError(f"There is no bundle at {place}.", hint="give REGISTRY/NAME")
     if target not in targets:

@@ -81,7 +81,8 @@ def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> 
         logits = outputs["logits"][0]
         if head.problem_type == "multi_label_classification":
             return [int(value) for value in logits > 0]
-        return [] if head.problem_type == "regression" else [int(logits.argmax())]
+        # One logit is a score, whatever config.json calls it: the largest of one decides nothing.
+        return [] if head.problem_type == "regression" or len(logits) == 1 else [int(logits.argmax())]
     if head.task == "token-classification":
         real = [i for i, word in enumerate(encoded.words) if word is not None]
         return [int(i) for i in outputs["logits"][0, real].argmax(axis=-1)]
@@ -106,12 +107,19 @@ def mask_positions(spec: TextSpec, encoded: Encoded) -> np.ndarray:
 
 
 def best_span(encoded: Encoded, outputs: Outputs) -> tuple[int, int, float]:
-    """First and last token of the best span within the context, and its probability."""
+    """First and last token of the best span within the context, and its probability.
+
+    The first token of all, by which a model says that there is no answer, has its share of the probability, but is no answer itself.
+
+    Source: QuestionAnsweringPipeline of Transformers 4.
+    """
     context = np.array([sequence == 1 for sequence in encoded.sequence])
     if not context.any():
         return 0, 0, 0.0
     count = len(encoded.ids)
-    start, end = (softmax(np.where(context, outputs[name][0, :count], -np.inf)) for name in ("start_logits", "end_logits"))
+    counted = context.copy()
+    counted[0] = True
+    start, end = (context * softmax(np.where(counted, outputs[name][0, :count], -np.inf)) for name in ("start_logits", "end_logits"))
     # Both ends in order and at most LONGEST_SPAN apart: a band of the outer product.
     band = np.tril(np.triu(np.outer(start, end)), LONGEST_SPAN - 1)
     first, last = np.unravel_index(int(band.argmax()), band.shape)
@@ -146,7 +154,12 @@ def _classes(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Output
 
 
 def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[dict[str, Any]]:
-    """Runs of words of one entity, each with the label and mean score of its words' first tokens; IOB prefixes are understood."""
+    """Runs of words of one entity, as the pipeline with ``aggregation_strategy="first"``: a word's first token speaks for the word, and an
+    entity's score is the mean of its words'.
+
+    Three things differ, each where the pipeline guesses: words are the tokenizer's own, ``word`` is the text as it stands rather than
+    decoded tokens, and besides B- and I- the prefixes E- and L- (end) and S- and U- (single) are understood.
+    """
     scores = softmax(outputs["logits"][0])
     found: list[dict[str, Any]] = []
     previous_word, open_entity = None, False
@@ -160,7 +173,8 @@ def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outpu
             continue
         previous_word = word
         best = int(scores[i].argmax())
-        prefix, _, name = head.labels[best].rpartition("-") if head.labels[best][:2] in {"B-", "I-", "E-", "S-", "L-", "U-"} else ("", "", head.labels[best])
+        label = head.labels[best]
+        prefix, name = (label[0], label[2:]) if label[:2] in {"B-", "I-", "E-", "S-", "L-", "U-"} else ("", label)
         if name == "O":
             open_entity = False
         elif open_entity and found[-1]["entity"] == name and prefix not in {"B", "S", "U"}:
@@ -169,25 +183,35 @@ def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outpu
         else:
             found.append({"entity": name, "scores": [float(scores[i, best])], "start": start, "end": end})
             open_entity = True
-    return [{"entity": entity["entity"], "score": float(np.mean(entity["scores"])), "text": text[entity["start"]:entity["end"]],
+    return [{"entity_group": entity["entity"], "score": float(np.mean(entity["scores"])), "word": text[entity["start"]:entity["end"]],
              "start": entity["start"], "end": entity["end"]} for entity in found]
 
 
 def _span(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> dict[str, Any]:
+    """The best span, made longer to whole words, as the pipeline does."""
     first, last, score = best_span(encoded, outputs)
+    words = list(zip(encoded.sequence, encoded.words, strict=True))
+    if words[first][1] is not None and words[last][1] is not None:
+        first, last = words.index(words[first]), len(words) - 1 - words[::-1].index(words[last])
     start, end = encoded.offsets[first][0], encoded.offsets[last][1]
-    return {"answer": (pair or "")[start:end], "score": score, "start": start, "end": end}
+    return {"score": score, "start": start, "end": end, "answer": (pair or "")[start:end]}
 
 
-def _fillers(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[dict[str, Any]]:
+def _fillers(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[Any]:
+    """The five likeliest tokens for the mask; of several masks, such a list for each."""
+    positions = mask_positions(tokenizer.spec, encoded)
     found = []
-    for position in mask_positions(tokenizer.spec, encoded):
+    for position in positions:
         scores = softmax(outputs["logits"][0, position])
-        for token_id in np.argsort(-scores)[:5]:
+        fillers = []
+        for token_id in np.argsort(-scores)[:5].tolist():
             ids = encoded.ids.copy()
             ids[position] = token_id
-            found.append({"token": tokenizer.token(int(token_id)), "score": float(scores[token_id]), "text": tokenizer.decode(ids.tolist())})
-    return found
+            # With other masks in the text special tokens are shown, so that these are seen.
+            fillers.append({"score": float(scores[token_id]), "token": token_id, "token_str": tokenizer.decode([token_id], keep_special=True),
+                            "sequence": tokenizer.decode(ids.tolist(), keep_special=len(positions) > 1)})
+        found.append(fillers)
+    return found[0] if len(found) == 1 else found
 
 
 _ANSWERS: dict[str, Callable[..., Any]] = {

@@ -111,13 +111,9 @@ class Tokenizer:
             truncated=bool(encoding.overflowing),
         )
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode(ids))
-
-    def token(self, token_id: int) -> str:
-        """The vocabulary's entry."""
-        return self._tokenizer.id_to_token(int(token_id)) or ""
+    def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
+        """The text of token ids, special tokens left out or kept."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not keep_special))
 
 
 def read_text_spec(path: Path) -> TextSpec:

@@ -48,14 +48,14 @@ def at_least(estimate: Estimate, bound: float) -> Verdict:
     """Pass where the whole interval keeps the bound, fail where none of it does."""
     if estimate.low >= bound:
         return Verdict.PASS
-    return Verdict.FAIL if estimate.high < bound else Verdict.INCONCLUSIVE
+    return Verdict.INCONCLUSIVE if estimate.high >= bound else Verdict.FAIL  # in this order, so that no number fails
 
 
 def at_most(estimate: Estimate, bound: float) -> Verdict:
     """Pass where the whole interval keeps the bound, fail where none of it does."""
     if estimate.high <= bound:
         return Verdict.PASS
-    return Verdict.FAIL if estimate.low > bound else Verdict.INCONCLUSIVE
+    return Verdict.INCONCLUSIVE if estimate.low <= bound else Verdict.FAIL
 
 
 def together(verdicts: Iterable[Verdict | None]) -> Verdict | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -46,11 +47,11 @@ def proportion(hits: int, n: int) -> Estimate:
     return Estimate(value=hits / n, low=low, high=high, n=n, method="Clopper-Pearson")
 
 
-def quantile(values: np.ndarray, q: float) -> Estimate:
+def quantile(values: np.ndarray, q: float, least: float, most: float) -> Estimate:
     """A quantile of a sample, with the interval between two of its order statistics, free of any distribution.
 
     The ranks are those whose binomial probability of having the quantile between them is at least 95 %; where the sample is too small
-    for that, an end is the sample's own.
+    for that, an end is that of what the values can be at all, `least` or `most`.
 
     Source: H. A. David, H. N. Nagaraja, "Order Statistics", section 7.1.
     """
@@ -61,8 +62,32 @@ def quantile(values: np.ndarray, q: float) -> Estimate:
     below = bdtr(np.arange(n + 1), n, q)  # probability that at most k of n values lie below the quantile
     lower = int(np.searchsorted(below, TAIL)) - 1
     upper = int(np.searchsorted(below, 1 - TAIL))
-    return Estimate(value=float(np.quantile(ordered, q)), low=float(ordered[max(lower, 0)]), high=float(ordered[min(upper, n - 1)]), n=n,
-                    method="order statistics")
+    return Estimate(value=float(np.quantile(ordered, q)), low=float(ordered[lower]) if lower >= 0 else least,
+                    high=float(ordered[upper]) if upper < n else most, n=n, method="order statistics")
+
+
+def unseen(n: int) -> float:
+    """The largest share of exceptions that n examples without one leave possible: the upper end of :func:`proportion` of 0 of n."""
+    return float(1 - TAIL ** (1 / n))
+
+
+def enough(share: float) -> int:
+    """How many examples without an exception it takes to leave no more than a `share` of exceptions possible."""
+    return math.ceil(math.log(TAIL) / math.log1p(-share))
+
+
+def widened(estimate: Estimate, around: float, clusters: Sequence[object]) -> Estimate:
+    """An estimate by :func:`bootstrap`, no narrower than what its clusters can show.
+
+    Resampling examples of which none is an exception gives an interval of no width, be they five or five thousand.
+
+    Args:
+        estimate: of a mean of values between 0 and 1, or of a difference of two such means.
+        around: what it is where no example is an exception.
+        clusters: the cluster of each example.
+    """
+    share = unseen(len(set(map(str, clusters))))
+    return estimate.model_copy(update={"low": min(estimate.low, around - share), "high": max(estimate.high, min(around + share, 1.0))})
 
 
 # A figure of weighted examples: weights float64 [resamples, n] → values float64 [resamples].

@@ -84,6 +84,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     checks += audit_checks(model, lane, precision, problems)
 
     verdict = together(check.verdict for check in checks) or Verdict.INCONCLUSIVE
+    differences = [largest_difference(question.reference[name], found) for name, found in answers.items()]
     return LaneReport(
         lane=lane.name, format=lane.format, runtime=lane.runtime, runtime_version=lane.version, verified_by=lane.verified_by,
         required=lane.required, note=lane.note, variant=variant, precision=precision, verdict=verdict,
@@ -91,7 +92,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         untruncated=tuple(untruncated), size_bytes=model.bytes,
         size_ratio=model.bytes / (4 * question.parameters) if question.parameters else None,
         truncated={name: float(np.mean(found.truncated)) for name, found in answers.items()},
-        largest_difference=max(largest_difference(question.reference[name], found) for name, found in answers.items()),
+        largest_difference=None if None in differences else max(each for each in differences if each is not None),
         golden_tolerance=tolerance(question.reference["probes"], answers["probes"]),
         compute={"integer_weight_share": model.integer_weight_share, "integer_compute_share": model.integer_compute_share},
         speed=SpeedReport(**{**speed, "latency_ms": {int(length): times for length, times in speed["latency_ms"].items()}}, how=how))
@@ -127,9 +128,10 @@ def tolerance(reference: Answers, lane: Answers) -> float:
 
 
 def relative_distances(reference: Answers, lane: Answers) -> list[float]:
-    """Euclidean distance of each text's numbers to the reference's, relative to their length; infinite where shapes differ."""
-    return [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30)) if a.shape == b.shape else float("inf")
-            for a, b in zip(reference.numbers, lane.numbers, strict=True)]
+    """Euclidean distance of each text's numbers to the reference's, relative to their length; infinite where it is no number."""
+    found = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30)) if a.shape == b.shape else np.inf
+             for a, b in zip(reference.numbers, lane.numbers, strict=True)]
+    return [distance if np.isfinite(distance) else np.inf for distance in found]
 
 
 def scope(checks: Sequence[Check], verdict: Verdict, host_isa: str, device_isa: str, host: str) -> str:

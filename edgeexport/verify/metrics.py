@@ -10,7 +10,7 @@ from edgeexport.artifact import Model, Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, at_most
-from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, weighted_mean
+from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, weighted_mean, widened
 
 
 class MetricResult(Model):
@@ -34,7 +34,7 @@ class MetricResult(Model):
 
 
 def retrieval_ranks(rows: Sequence[Row], answers: Answers) -> np.ndarray:
-    """Rank of the right document for each query, from 0; float64 [queries]. Ties count against the model.
+    """Rank of the right document for each query, from 0; float64 [queries]. Ties, and what is no number, count against the model.
 
     The index holds every document, embedded by the model under test; similarity is the cosine.
     """
@@ -46,7 +46,7 @@ def retrieval_ranks(rows: Sequence[Row], answers: Answers) -> np.ndarray:
     scores = vectors[queries] @ vectors[documents].T
     right = np.array([place[str(rows[i].label)] for i in queries])
     own = scores[np.arange(len(queries)), right]
-    return np.asarray((scores >= own[:, None]).sum(axis=1) - 1, np.float64)
+    return np.asarray((~(scores < own[:, None])).sum(axis=1) - 1, np.float64)
 
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> Statistic:
@@ -97,7 +97,8 @@ def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence
     if right is not None:
         broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     both = bootstrap([reference, lane, lambda weights: reference(weights) - lane(weights)], clusters)
-    return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2], broken=broken, fixed=fixed)
+    return MetricResult(name=name, reference=both[0], lane=both[1], drop=widened(both[2], 0.0, clusters), broken=broken,
+                        fixed=fixed)
 
 
 def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> Check:
@@ -105,6 +106,8 @@ def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> 
     if not results:
         return Check(name="task metric", group="task metric", verdict=None, note="no labelled data")
     first = results[0]
-    changed = f"{first.broken} answers broken, {first.fixed} fixed" if first.broken is not None else None
+    notes = [f"{first.broken} answers broken, {first.fixed} fixed"] if first.broken is not None else []
+    if first.drop.n < (needed := enough(max_drop)):
+        notes.append(f"{first.drop.n} are too few to prove it, even without any change; {needed} can")
     return Check(name=f"drop of {first.name}", group="task metric", verdict=at_most(first.drop, max_drop), figure=first.drop, bound=max_drop,
-                 relation="<=", how=how, note=changed)
+                 relation="<=", how=how, note="; ".join(notes) or None)

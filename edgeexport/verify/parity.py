@@ -9,8 +9,8 @@ import numpy as np
 from edgeexport.artifact import Model, Task
 from edgeexport.errors import UnknownName
 from edgeexport.session.evidence import Answers
-from edgeexport.verify.check import Check, at_least, at_most
-from edgeexport.verify.intervals import Estimate, bootstrap, proportion, quantile, weighted_mean
+from edgeexport.verify.check import Check, Verdict, at_least, at_most
+from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, quantile, weighted_mean, widened
 
 
 class Margin(Model):
@@ -19,6 +19,9 @@ class Margin(Model):
     bound: float
     reason: str
 
+
+# Of a logit, in units of their spread: a thousand times what makes another model of it.
+LARGEST_ERROR = 1000.0
 
 VECTOR_TASKS = (Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY)
 _LOGITS = Margin(bound=0.5, reason="half of the logits' own spread: beyond it the lane is another model, whatever its answers on easy texts")
@@ -72,9 +75,9 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
         how: where the lane was measured.
     """
     figures: dict[str, tuple[str, Callable[[], Estimate | None]]] = {
-        "cosine_p5": ("cosine, 5th percentile", lambda: quantile(cosines(reference, lane), 0.05)),
+        "cosine_p5": ("cosine, 5th percentile", lambda: quantile(cosines(reference, lane), 0.05, -1.0, 1.0)),
         "agreement": ("same answer", lambda: agreement(task, reference, lane)),
-        "logit_error_p95": ("logit error, 95th percentile", lambda: quantile(logit_errors(reference, lane), 0.95)),
+        "logit_error_p95": ("logit error, 95th percentile", lambda: quantile(logit_errors(reference, lane), 0.95, 0.0, LARGEST_ERROR)),
     }
     checks = []
     for name, (title, compute) in figures.items():
@@ -85,14 +88,28 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
         if estimate is None:
             continue
         at_bound = at_most if name == "logit_error_p95" else at_least
+        needed = enough(1 - bound) if name == "agreement" and 0 < bound < 1 else enough(0.05)
+        few = estimate.n < needed
         checks.append(Check(name=f"{title} ({dataset})", group="parity", verdict=at_bound(estimate, bound), figure=estimate, bound=bound,
                             relation="<=" if at_bound is at_most else ">=", how=how,
-                            unit="x spread of the logits" if name == "logit_error_p95" else ""))
-    return checks
+                            unit="x spread of the logits" if name == "logit_error_p95" else "",
+                            note=f"{estimate.n} are too few to prove it, even without any difference; {needed} can" if few else None))
+    return checks + finite_checks(dataset, reference, lane, how)
+
+
+def finite_checks(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:
+    """A failed check where answers hold NaN or infinity, which no other figure may hide; nothing where all are numbers."""
+    found = []
+    for whose, answers in (("the original", reference), ("the lane", lane)):
+        bad = sum(not np.isfinite(rows).all() for rows in answers.numbers)
+        if bad:
+            found.append(Check(name=f"finite numbers ({dataset})", group="parity", verdict=Verdict.FAIL, figure=float(bad), bound=0.0,
+                               relation="<=", unit="texts", how=how, note=f"{whose} answers NaN or infinity"))
+    return found
 
 
 def cosines(reference: Answers, lane: Answers) -> np.ndarray:
-    """Cosine between the vectors of each text, float64 [n]; for vectors per token, the mean over the tokens."""
+    """Cosine between the vectors of each text, float64 [n]; for vectors per token, the mean over the tokens; -1 where it is no number."""
     found = []
     for a, b in zip(reference.numbers, lane.numbers, strict=True):
         if a.shape != b.shape:
@@ -101,7 +118,8 @@ def cosines(reference: Answers, lane: Answers) -> np.ndarray:
         dots = np.einsum("ij,ij->i", a.astype(np.float64), b.astype(np.float64))
         lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
         found.append(float(np.mean(dots / np.maximum(lengths, 1e-30))))
-    return np.array(found)
+    cosine = np.array(found)
+    return np.where(np.isfinite(cosine), cosine, -1.0)
 
 
 def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
@@ -115,18 +133,27 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
             same = [x == y for x, y in zip(a, b, strict=True)] if len(a) == len(b) else [False] * max(len(a), 1)
             equal += same
             texts += [text] * len(same)
-        return bootstrap([weighted_mean(np.array(equal))], texts)[0]
+        return widened(bootstrap([weighted_mean(np.array(equal))], texts)[0], 1.0, texts)
     return proportion(sum(a == b for a, b in pairs), len(pairs))
 
 
 def logit_errors(reference: Answers, lane: Answers) -> np.ndarray:
-    """Largest difference of a logit of each text, in standard deviations of all the reference's logits: float64 [n]."""
+    """Largest difference of a logit of each text, in standard deviations of all the reference's logits: float64 [n].
+
+    At most `LARGEST_ERROR`, which also stands for logits that can't be compared.
+    """
     spread = float(np.std(np.concatenate([rows.ravel() for rows in reference.numbers]))) or 1.0
-    return np.array([float(np.abs(a - b).max()) / spread if a.shape == b.shape and a.size else float(a.shape != b.shape) * np.inf
-                     for a, b in zip(reference.numbers, lane.numbers, strict=True)])
+    found = []
+    for a, b in zip(reference.numbers, lane.numbers, strict=True):
+        if a.shape != b.shape:
+            found.append(LARGEST_ERROR)
+        else:
+            found.append(float(np.abs(a - b).max()) / spread if a.size else 0.0)
+    errors = np.array(found)
+    return np.where(errors < LARGEST_ERROR, errors, LARGEST_ERROR)  # so asked, NaN is the largest too
 
 
-def largest_difference(reference: Answers, lane: Answers) -> float:
-    """Largest absolute difference of any number."""
-    return max((float(np.abs(a - b).max()) for a, b in zip(reference.numbers, lane.numbers, strict=True) if a.shape == b.shape and a.size),
-               default=0.0)
+def largest_difference(reference: Answers, lane: Answers) -> float | None:
+    """Largest absolute difference of any number; None where some are no numbers."""
+    found = [float(np.abs(a - b).max()) for a, b in zip(reference.numbers, lane.numbers, strict=True) if a.shape == b.shape and a.size]
+    return max(found, default=0.0) if np.isfinite(found).all() else None

@@ -15,9 +15,9 @@ from edgeexport.probes import probe_set
 
 MAX_LENGTH = 32
 LENGTHS = (16, 32)
-LABELS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
-# Of the task's own layers, so that classes differ clearly.
-HEAD_GAIN = 4.0
+ENTITIES = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
+CLASSES = ("bad", "fair", "good")
+SPREAD = 3.0
 WORDPIECE, BPE, UNIGRAM = "wordpiece", "bpe", "unigram"
 
 
@@ -45,11 +45,11 @@ class Architecture:
 BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 ROBERTA_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
                   "mask_token": "<mask>"}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
 ARCHITECTURES = {
     "bert": Architecture("BertTokenizer", WORDPIECE, BERT_TOKENS, positions=48, config=SIZES),
-    "distilbert": Architecture("DistilBertTokenizer", WORDPIECE, BERT_TOKENS, config={"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+    "distilbert": Architecture("DistilBertTokenizer", WORDPIECE, BERT_TOKENS, config={"dim": 32, "n_heads": 2, "hidden_dim": 64}),
     "roberta": Architecture("RobertaTokenizer", BPE, ROBERTA_TOKENS, positions=MAX_LENGTH + 2, config={**SIZES, "type_vocab_size": 1}),
     "xlm-roberta": Architecture("XLMRobertaTokenizer", UNIGRAM, ROBERTA_TOKENS, positions=MAX_LENGTH + 2, config={**SIZES, "type_vocab_size": 1}),
     "camembert": Architecture("CamembertTokenizer", UNIGRAM, ROBERTA_TOKENS, positions=50, config={**SIZES, "type_vocab_size": 1}),
@@ -71,31 +71,91 @@ MODEL_CLASSES = {
 TEXTS = tuple(row.text for row in probe_set(Task.FEATURE_EXTRACTION).rows)
 
 
-def write_checkpoint(directory: Path, architecture: str, task: Task, *, seed: int = 0, **config: Any) -> Path:
-    """A checkpoint with random weights that make its outputs vary."""
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint to be made.
+
+    Attributes:
+        architecture: a key of ARCHITECTURES.
+        task: decides the head.
+        pooling: mode of sentence-transformers' Pooling; such a checkpoint has a modules.json.
+        normalize: whether modules.json ends with Normalize.
+        layers: number of transformer layers.
+    """
+
+    architecture: str
+    task: Task
+    pooling: str | None = None
+    normalize: bool = False
+    layers: int = 2
+
+    def __str__(self) -> str:
+        return "-".join([self.architecture, self.task, *([self.pooling] if self.pooling else []), *(["normalize"] if self.normalize else [])])
+
+
+def write_checkpoint(directory: Path, case: Case, **config: Any) -> Path:
+    """A checkpoint with seeded random weights, by which the outputs vary from text to text."""
     import torch
     import transformers
 
     directory.mkdir(parents=True)
-    shape = ARCHITECTURES[architecture]
-    vocabulary = write_tokenizer(directory, architecture)
-    ids = {key.replace("_token", "_token_id"): vocabulary[token] for key, token in shape.special.items() if key not in {"unk_token", "mask_token"}}
-    settings = transformers.AutoConfig.for_model(architecture, vocab_size=len(vocabulary), max_position_embeddings=shape.positions,
-                                                 **shape.config, **{"pad_token_id": ids["pad_token_id"]}, **config)
-    model = getattr(transformers, MODEL_CLASSES[task]).from_config(settings)
-    generator = torch.Generator().manual_seed(seed)
+    shape = ARCHITECTURES[case.architecture]
+    vocabulary = write_tokenizer(directory, case.architecture)
+    labels = {Task.TOKEN_CLASSIFICATION: ENTITIES, Task.TEXT_CLASSIFICATION: CLASSES}.get(case.task)
+    if labels:
+        config = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}} | config
+    settings = transformers.AutoConfig.for_model(
+        case.architecture, vocab_size=len(vocabulary), max_position_embeddings=shape.positions, pad_token_id=vocabulary[shape.special["pad_token"]],
+        **shape.config | {"num_hidden_layers": case.layers} | config)
+    model = getattr(transformers, MODEL_CLASSES[case.task]).from_config(settings).eval()
+    randomize(model, shape.gain)
+    if case.task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING}:
+        spread_out(model, len(vocabulary))
+    model.save_pretrained(directory)
+    if case.pooling is not None:
+        write_modules(directory, case.pooling, case.normalize)
+    return directory
+
+
+def randomize(model: Any, gain: float) -> None:
+    """Weights by which attention is uneven, positions matter, and no bias or normalization is neutral."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() < 2:
                 parameter += 0.2 * noise
-            elif "embeddings." in name or "relative_attention_bias" in name:
-                parameter.copy_(noise)
             else:
-                head = task is not Task.FILL_MASK and not name.startswith(f"{model.base_model_prefix}.") and model.base_model_prefix in vars(model)["_modules"]
-                parameter.copy_((HEAD_GAIN if head else shape.gain) * noise / math.sqrt(parameter.shape[-1]))
-    model.save_pretrained(directory)
-    return directory
+                parameter.copy_(gain * noise / math.sqrt(parameter.shape[-1]))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+
+
+def spread_out(model: Any, vocabulary: int) -> None:
+    """Scale the last layer so that each logit has a standard deviation of SPREAD over texts."""
+    import torch
+
+    head = [module for name, module in model.named_modules() if name.startswith(("classifier", "qa_outputs")) and isinstance(module, torch.nn.Linear)][-1]
+    ids = torch.randint(5, vocabulary, (64, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model(input_ids=ids)
+        head.weight *= SPREAD / (found["logits"] if "logits" in found else found["start_logits"]).std(dim=0).mean()
+
+
+def write_modules(directory: Path, pooling: str, normalize: bool) -> None:
+    """The files that make a checkpoint one of sentence-transformers, as version 2 wrote them."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    (directory / "modules.json").write_text(json.dumps([
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (path, name) in enumerate(modules)]))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": MAX_LENGTH, "do_lower_case": False}))
+    flags = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(
+        {"word_embedding_dimension": 32} | {f"pooling_mode_{flag}": flag.removesuffix("_token").removesuffix("_tokens") == pooling for flag in flags}))
 
 
 def write_tokenizer(directory: Path, architecture: str) -> dict[str, int]:

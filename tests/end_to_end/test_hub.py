@@ -1,0 +1,59 @@
+"""A hub id as the model, against a hub on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from local_hub import COMMIT, serve
+
+MODEL = "someone/tiny-classifier"
+
+
+def online(endpoint: str, cli: Cli) -> dict[str, str]:
+    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(cli.directory / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_plan_fetches_no_weights_and_pins_the_commit(cli: Cli, classifier: Path) -> None:
+    requests: list[str] = []
+    with serve({MODEL: classifier}, requests) as endpoint:
+        ran = cli("plan", MODEL, "--target", "linux-x86_64", "--json", env=online(endpoint, cli))
+    assert ran.code == 0, ran.err
+    assert ran.json["nodes"]["load_checkpoint"]["state"] == "run"
+    local = cli("plan", str(classifier), "--target", "linux-x86_64", "--json")
+    assert ran.json["nodes"]["load_checkpoint"]["key"] == local.json["nodes"]["load_checkpoint"]["key"]  # a copy elsewhere is the same input
+    weights = [path for path in (cli.directory / "hf").rglob("*.safetensors")]
+    assert weights == []
+
+
+def test_build_from_the_hub(cli: Cli, classifier: Path) -> None:
+    (cli.directory / "edgeexport.toml").write_text(
+        f'schema = 1\nname = "tiny"\n[model]\nsource = "{MODEL}"\nrevision = "main"\n[export]\nlengths = [32]\n')
+    with serve({MODEL: classifier}, []) as endpoint:
+        ran = cli("build", "--target", "linux-x86_64", "--json", env=online(endpoint, cli))
+    assert ran.code in {0, 1, 3}, ran.err
+    report = ran.json["bundles"][0]["report"]
+    assert report["model"]["revision"] == COMMIT
+
+
+@pytest.mark.parametrize(("name", "revision", "message"), [
+    ("someone/no-such-model", None, "There is no model 'someone/no-such-model' on the hub"),
+])
+def test_a_model_that_is_not_there(cli: Cli, classifier: Path, name: str, revision: str | None, message: str) -> None:
+    with serve({MODEL: classifier}, []) as endpoint:
+        ran = cli("plan", name, "--target", "linux-x86_64", env=online(endpoint, cli))
+    assert ran.code == 2
+    assert message in ran.err
+    assert "local copy" in ran.err
+
+
+def test_a_pickle_only_model_is_refused_before_anything_is_fetched(cli: Cli, classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((classifier / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    requests: list[str] = []
+    with serve({MODEL: tmp_path}, requests) as endpoint:
+        ran = cli("build", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli))
+    assert ran.code == 2
+    assert "pickle" in ran.err
+    assert not any("pytorch_model.bin" in request for request in requests)
