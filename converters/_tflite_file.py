@@ -1,19 +1,36 @@
-"""TFLite files as they are shipped: every table and buffer once, weights inside.
+"""TFLite files as they are shipped: every table and buffer once, weights inside, tensors named by their modules.
 
 Each signature is a subgraph of its own, and its tensors repeat the quantization tables of the weights they share: 0.6 MB per
 signature for a 22M-parameter encoder. A flatbuffer may refer to one table from many places, so they are written once. The quantizer
-puts weights behind the flatbuffer, where runtimes before TensorFlow 2.15 do not look; they are moved inside.
+puts weights behind the flatbuffer; they are moved inside, so that every tool that reads TFLite finds them.
+
+The converter names a tensor by the Python classes around it, some 350 characters each: another 0.6 MB, and nothing one would write into
+a policy. They are named by their modules instead, such as ``encoder.layer.0.attention.self.query;2``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
 
-def compact(data: bytes) -> bytes:
+# A module in litert-torch's names: its class with its Python module, and the attribute that holds it.
+MODULE = re.compile(r"(?:[\w<>]+\.)*[A-Za-z0-9]+_(\w+)")
+# What it puts between the parts of a fused operator's name.
+FUSED = ";;"
+
+
+def compact(data: bytes, modules: Mapping[str, str] | None = None) -> bytes:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
+
+    Args:
+        data: the file's content.
+        modules: the paths of the exported module's parts, from :func:`module_paths`; tensors are named by them.
 
     Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters); FlatBuffers' internals, "offsets may be shared".
     """
@@ -40,9 +57,49 @@ def compact(data: bytes) -> bytes:
     for index, buffer in enumerate(model.buffers):
         if index not in used:
             buffer.data = None
+    if modules is not None:
+        name_tensors(model, modules)
     builder = flatbuffers.Builder(len(data))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def module_paths(module: torch.nn.Module) -> dict[str, str]:
+    """The dotted path of every part of a module, by the same path without lists of modules, which litert-torch's names leave out."""
+    import torch
+
+    parts = dict(module.named_modules())
+    found = {}
+    for path in parts:
+        names = path.split(".")
+        prefixes = (".".join(names[: i + 1]) for i in range(len(names)))
+        shown = [name for name, prefix in zip(names, prefixes, strict=True) if not isinstance(parts[prefix], torch.nn.ModuleList)]
+        found[".".join(shown)] = path.removeprefix("model.")
+    return found
+
+
+def name_tensors(model: Any, modules: Mapping[str, str]) -> None:
+    """Name every tensor by its module. Different names stay different, and equal ones equal: tools tell tensors apart by them."""
+    taken: dict[str, bytes] = {}
+    short: dict[bytes, str] = {}
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if tensor.name not in short:
+                base = name = FUSED.join(dict.fromkeys(_short_part(part, modules) for part in tensor.name.decode().split(FUSED)))
+                number = 2
+                while name in taken:
+                    name, number = f"{base}#{number}", number + 1
+                taken[name], short[tensor.name] = tensor.name, name
+            tensor.name = short[tensor.name].encode()
+
+
+def _short_part(part: str, modules: Mapping[str, str]) -> str:
+    place, semicolon, number = part.partition(";")
+    pieces = [MODULE.fullmatch(piece) for piece in place.split("/")[1:]]
+    if not pieces or not all(pieces):
+        return part
+    path = ".".join(piece[1] for piece in pieces if piece)
+    return f"{modules.get(path, path)}{semicolon}{number}"
 
 
 class _SharedQuantization:

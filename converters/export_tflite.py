@@ -11,6 +11,7 @@ from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import read_text, task_module
+from ._tflite_file import compact, module_paths
 
 
 class ExportTflite(Step):
@@ -22,7 +23,7 @@ class ExportTflite(Step):
 
     name: ClassVar[str] = "export_tflite"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT})}
-    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "litert-torch", "litert-converter")
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "litert-torch", "litert-converter", "flatbuffers")
     extra: ClassVar[str | None] = "tflite"
     seconds_guess: ClassVar[float] = 40.0
 
@@ -54,5 +55,7 @@ class ExportTflite(Step):
         context.report(None, f"converting {len(self.lengths)} lengths")
         model = converter.convert(strict_export=False)
         context.report(None, "writing")
-        model.export(str(out / "model.tflite"))
+        file = out / "model.tflite"
+        model.export(str(file))
+        file.write_bytes(compact(file.read_bytes(), module_paths(module)))
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]

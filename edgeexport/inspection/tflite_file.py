@@ -278,14 +278,14 @@ def _text(value: bytes | None) -> str:
 
 
 def _module_path(name: str) -> str:
-    """`encoder.0.attention.self.query` of a name that litert-torch gave, with `` + `` where it was fused; any other name as it is."""
+    """`encoder.0.attention.self.query` of a name that litert-torch gave, with `` + `` where it was fused; of any other, what it is before
+    the number."""
     paths = []
     for part in name.split(FUSED):
-        modules = [MODULE.fullmatch(piece) for piece in part.partition(";")[0].split("/")[1:]]
-        if not modules or not all(modules):
-            return name
-        paths.append(".".join(module[1] for module in modules if module))
-    return " + ".join(paths)
+        place = part.partition(";")[0]
+        modules = [MODULE.fullmatch(piece) for piece in place.split("/")[1:]]
+        paths.append(".".join(module[1] for module in modules if module) if modules and all(modules) else place)
+    return " + ".join(dict.fromkeys(paths))
 
 
 def _value(name: str, tensor: _Tensor) -> Value:

@@ -66,28 +66,18 @@ def quantile(values: np.ndarray, q: float, least: float, most: float) -> Estimat
                     high=float(ordered[upper]) if upper < n else most, n=n, method="order statistics")
 
 
-def unseen(n: int) -> float:
-    """The largest share of exceptions that n examples without one leave possible: the upper end of :func:`proportion` of 0 of n."""
-    return float(1 - TAIL ** (1 / n))
+def unseen(clusters: Sequence[object]) -> float:
+    """The largest share of exceptions that clusters without one leave possible: the upper end of :func:`proportion` of 0 of them.
+
+    Resampling examples of which none is an exception gives an interval of no width, be they five or five thousand. So where an interval
+    by :func:`bootstrap` proves that there are few exceptions, it is no narrower than this.
+    """
+    return float(1 - TAIL ** (1 / len(set(map(str, clusters)))))
 
 
 def enough(share: float) -> int:
     """How many examples without an exception it takes to leave no more than a `share` of exceptions possible."""
     return math.ceil(math.log(TAIL) / math.log1p(-share))
-
-
-def widened(estimate: Estimate, around: float, clusters: Sequence[object]) -> Estimate:
-    """An estimate by :func:`bootstrap`, no narrower than what its clusters can show.
-
-    Resampling examples of which none is an exception gives an interval of no width, be they five or five thousand.
-
-    Args:
-        estimate: of a mean of values between 0 and 1, or of a difference of two such means.
-        around: what it is where no example is an exception.
-        clusters: the cluster of each example.
-    """
-    share = unseen(len(set(map(str, clusters))))
-    return estimate.model_copy(update={"low": min(estimate.low, around - share), "high": max(estimate.high, min(around + share, 1.0))})
 
 
 # A figure of weighted examples: weights float64 [resamples, n] → values float64 [resamples].

@@ -10,7 +10,7 @@ from edgeexport.artifact import Model, Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, at_most
-from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, weighted_mean, widened
+from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, unseen, weighted_mean
 
 
 class MetricResult(Model):
@@ -97,8 +97,8 @@ def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence
     if right is not None:
         broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     both = bootstrap([reference, lane, lambda weights: reference(weights) - lane(weights)], clusters)
-    return MetricResult(name=name, reference=both[0], lane=both[1], drop=widened(both[2], 0.0, clusters), broken=broken,
-                        fixed=fixed)
+    drop = both[2].model_copy(update={"high": max(both[2].high, unseen(clusters))})
+    return MetricResult(name=name, reference=both[0], lane=both[1], drop=drop, broken=broken, fixed=fixed)
 
 
 def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> Check:

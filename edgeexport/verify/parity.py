@@ -10,7 +10,7 @@ from edgeexport.artifact import Model, Task
 from edgeexport.errors import UnknownName
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, Verdict, at_least, at_most
-from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, quantile, weighted_mean, widened
+from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, quantile, unseen, weighted_mean
 
 
 class Margin(Model):
@@ -133,7 +133,8 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
             same = [x == y for x, y in zip(a, b, strict=True)] if len(a) == len(b) else [False] * max(len(a), 1)
             equal += same
             texts += [text] * len(same)
-        return widened(bootstrap([weighted_mean(np.array(equal))], texts)[0], 1.0, texts)
+        found = bootstrap([weighted_mean(np.array(equal))], texts)[0]
+        return found.model_copy(update={"low": min(found.low, 1 - unseen(texts))})
     return proportion(sum(a == b for a, b in pairs), len(pairs))
 
 

@@ -110,7 +110,7 @@ def test_classes_of_texts_and_pairs(zoo: Zoo, family: str, model_format: str) ->
         assert [entry["label"] for entry in found] == [entry["label"] for entry in wanted]
         assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in wanted], abs=CLOSE)
         differ += pair is not None and decision != evidence(session, text)[1]
-    assert differ, "the second text must matter"
+    assert differ > 1, "the second text must matter"
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression", None])

@@ -135,14 +135,18 @@ def randomize(model: Any, gain: float) -> None:
 
 
 def spread_out(model: Any, vocabulary: int) -> None:
-    """Scale the last layer so that each logit has a standard deviation of SPREAD over texts."""
+    """Scale and shift the last layer so that each logit has a standard deviation of SPREAD over texts, and a mean of 0."""
     import torch
 
     head = [module for name, module in model.named_modules() if name.startswith(("classifier", "qa_outputs")) and isinstance(module, torch.nn.Linear)][-1]
     ids = torch.randint(5, vocabulary, (64, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = model(input_ids=ids)
-        head.weight *= SPREAD / (found["logits"] if "logits" in found else found["start_logits"]).std(dim=0).mean()
+        logits = torch.cat([found[name].reshape(64, -1, head.out_features if name == "logits" else 1)
+                            for name in ("logits", "start_logits", "end_logits") if name in found], dim=-1)
+        scale = SPREAD / logits.std(dim=0).mean()
+        head.weight *= scale
+        head.bias.copy_((head.bias - logits.mean(dim=(0, 1))) * scale)
 
 
 def write_modules(directory: Path, pooling: str, normalize: bool) -> None:

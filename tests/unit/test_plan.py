@@ -15,7 +15,7 @@ from edgeexport.artifact import Artifact, Blob, Kind, Spec, Task
 from edgeexport.catalog import make_step
 from edgeexport.dataset import Dataset, Row
 from edgeexport.errors import PlanError, UnknownName
-from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
+from edgeexport.plan import Host, Plan, _Graph, buckets, default_lengths, make_plan
 from edgeexport.recipe import Recipe
 from edgeexport.resolve import Resolved
 from edgeexport.session.text import TextSpec
@@ -123,7 +123,6 @@ def test_one_key_is_one_node(steps: list[tuple[str, list[int]]]) -> None:
     meanings: dict[str, Any] = {}
     for name, (step, needs) in built.items():
         meanings[name] = (step.text, tuple(meanings[f"n{j}"] for j in needs))
-    from edgeexport.plan import _Graph
     graph, real = _Graph({}), {}
     for name, (step, needs) in built.items():
         real[name] = graph.must(name, step, {f"i{place}": real[f"n{j}"] for place, j in enumerate(needs)})
@@ -135,7 +134,6 @@ def test_one_key_is_one_node(steps: list[tuple[str, list[int]]]) -> None:
 
 
 def test_equal_ids_of_different_steps_do_not_hide_each_other() -> None:
-    from edgeexport.plan import _Graph
     graph = _Graph({})
     names = [graph.must("write", Write(text=text), {}) for text in "aba"]
     assert names == ["write", "write (2)", "write"]
@@ -143,7 +141,6 @@ def test_equal_ids_of_different_steps_do_not_hide_each_other() -> None:
 
 
 def test_a_step_refuses_an_input_of_the_wrong_kind() -> None:
-    from edgeexport.plan import _Graph
     graph = _Graph({"source": leaf(Kind.SOURCE, "w")})
     with pytest.raises(PlanError, match="export_onnx can't take a source as its checkpoint"):
         graph.must("export_onnx", make_step("export_onnx", opset=18), {"checkpoint": "@source"})
@@ -171,7 +168,8 @@ def test_a_key_changes_with_what_its_result_depends_on_and_with_nothing_else(aft
 
 def test_another_version_of_a_backend_changes_the_keys_of_its_steps_and_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     before = make_plan(resolved(), [target()], HOST)
-    monkeypatch.setattr(step_module, "version_of", lambda name: "99" if name == "onnxruntime" else step_module.version_of.__wrapped__(name))
+    version = step_module.version_of
+    monkeypatch.setattr(step_module, "version_of", lambda name: "99" if name == "onnxruntime" else version(name))
     after = make_plan(resolved(), [target()], HOST)
     assert changed(before, after) == ONNX - {"export_onnx"}
     told = describe_change(after.nodes["quantize_onnx[dynamic-int8]"].parts, before.nodes["quantize_onnx[dynamic-int8]"].parts)

@@ -1,0 +1,191 @@
+"""Task metrics against values by hand and scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeexport.artifact import Task
+from edgeexport.dataset import Row
+from edgeexport.session.evidence import Answers
+from edgeexport.verify.check import Verdict
+from edgeexport.verify.metrics import MetricResult, compare, macro_f1, metric_check, retrieval_ranks
+
+LABELS = ("a", "b", "c")
+
+
+def vectors(*rows: Sequence[float]) -> Answers:
+    """An embedder's answers."""
+    return Answers([np.array([row], np.float32) for row in rows], [[] for _ in rows], [3] * len(rows), [False] * len(rows))
+
+
+def classes(decisions: Sequence[int]) -> Answers:
+    """A classifier's answers."""
+    return Answers([np.eye(3, dtype=np.float32)[[d]] for d in decisions], [[d] for d in decisions], [3] * len(decisions), [False] * len(decisions))
+
+
+DOCUMENTS = tuple(Row(id=name, text=name, role="document") for name in ("x", "y", "z"))
+
+
+def queries(*answers: str) -> tuple[Row, ...]:
+    return tuple(Row(id=f"q{i}", text="?", role="query", label=answer) for i, answer in enumerate(answers))
+
+
+AXES = ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0))
+
+
+# -- retrieval
+
+
+def test_ranks_recall_and_mrr_are_those_by_hand() -> None:
+    rows = (*DOCUMENTS, *queries("x", "y", "z", "x"))
+    answers = vectors(*AXES, (0.9, 0.2, 0.1), (0.9, 0.2, 0.1), (0.9, 0.2, 0.1), (0.1, 0.5, 0.9))
+    assert retrieval_ranks(rows, answers).tolist() == [0, 1, 2, 2]
+    recall, mrr = compare(Task.SENTENCE_SIMILARITY, rows, (), answers, answers)
+    assert (recall.name, mrr.name) == ("recall@1", "MRR")
+    assert recall.reference.value == recall.lane.value == pytest.approx(1 / 4)
+    assert mrr.lane.value == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4)
+    assert recall.drop.value == mrr.drop.value == 0
+    assert (recall.broken, recall.fixed) == (0, 0)
+    assert (mrr.broken, mrr.fixed) == (None, None)
+
+
+def test_similarity_is_the_cosine() -> None:
+    rows = (*DOCUMENTS, *queries("x"))
+    assert retrieval_ranks(rows, vectors((0.1, 0, 0), (5, 5, 0), (0, 0, 1), (1, 0.1, 0))).tolist() == [0]
+
+
+def test_ties_count_against_the_model() -> None:
+    rows = (*DOCUMENTS, *queries("x", "y"))
+    assert retrieval_ranks(rows, vectors((1, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0))).tolist() == [2, 2]
+    assert retrieval_ranks(rows, vectors(*[(0.0, 0, 0)] * 5)).tolist() == [2, 2]  # a model that answers zero finds nothing
+
+
+@pytest.mark.parametrize("broken", [0, 2, 3])
+def test_what_is_no_number_counts_against_the_model(broken: int) -> None:
+    rows = (*DOCUMENTS, *queries("x", "x"))
+    answers = vectors(*AXES, (1, 0, 0), (1, 0, 0))
+    answers.numbers[broken][:] = np.nan
+    ranks = retrieval_ranks(rows, answers)
+    assert ranks[0] == {0: 2, 2: 1, 3: 2}[broken]  # the right document, another document, the query
+    assert (ranks >= 0).all()
+    recall, mrr = compare(Task.SENTENCE_SIMILARITY, rows, (), vectors(*AXES, (1, 0, 0), (1, 0, 0)), answers)
+    assert recall.lane.value < recall.reference.value
+    assert np.isfinite([mrr.lane.value, mrr.drop.high]).all()
+
+
+def test_vectors_per_token_are_searched_by_their_mean() -> None:
+    rows = (*DOCUMENTS, *queries("y"))
+    answers = vectors(*AXES, (0, 0, 0))
+    answers.numbers[3] = np.array([[0.4, 0.6, 0], [0, 1, 0]], np.float32)
+    assert retrieval_ranks(rows, answers).tolist() == [0]
+
+
+def test_broken_and_fixed_answers_are_counted() -> None:
+    rows = (*DOCUMENTS, *queries("x", "y", "z", "x", "y"))
+    original = vectors(*AXES, AXES[0], AXES[1], AXES[2], AXES[1], AXES[0])  # right, right, right, wrong, wrong
+    lane = vectors(*AXES, AXES[1], AXES[0], AXES[2], AXES[0], AXES[0])  # wrong, wrong, right, right, wrong
+    recall = compare(Task.FEATURE_EXTRACTION, rows, (), original, lane)[0]
+    assert (recall.broken, recall.fixed) == (2, 1)
+    assert recall.drop.value == pytest.approx(3 / 5 - 2 / 5)
+
+
+def test_questions_with_one_answer_are_one_cluster() -> None:
+    rows = (*DOCUMENTS, *queries(*"xy" * 40))
+    lane = vectors(*AXES, *[AXES[0], AXES[0]] * 40)
+    recall = compare(Task.SENTENCE_SIMILARITY, rows, (), lane, lane)[0]
+    assert recall.lane.n == 80
+    assert recall.lane.method == "paired bootstrap over 2 clusters"
+    assert recall.lane.high - recall.lane.low == 1.0  # all of x or all of y
+
+
+# -- classification
+
+
+predictions = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40)
+
+
+@given(predictions)
+def test_accuracy_and_macro_f1_are_scikit_learns(examples: list[tuple[int, int, int]]) -> None:
+    truth, original, lane = (np.array(column) for column in zip(*examples, strict=True))
+    weights = np.ones((1, len(truth)))
+    present = np.unique(truth)
+    assert macro_f1(truth, lane)(weights)[0] == pytest.approx(
+        sklearn.metrics.f1_score(truth, lane, labels=present, average="macro", zero_division=0))
+    resample = np.random.default_rng(0).integers(0, 3, (1, len(truth))).astype(float)
+    assert macro_f1(truth, original)(resample)[0] == pytest.approx(
+        sklearn.metrics.f1_score(truth, original, labels=present, average="macro", zero_division=0, sample_weight=resample[0]), abs=1e-9)
+
+
+def test_a_classifiers_figures_and_flips_are_those_by_hand() -> None:
+    truth = [0, 0, 1, 1, 2, 2]
+    rows = tuple(Row(id=str(i), text="t", label=LABELS[label]) for i, label in enumerate(truth))
+    original, lane = [0, 0, 1, 1, 2, 0], [0, 1, 1, 2, 2, 2]
+    accuracy, f1 = compare(Task.TEXT_CLASSIFICATION, rows, LABELS, classes(original), classes(lane))
+    assert (accuracy.name, f1.name) == ("accuracy", "macro F1")
+    assert accuracy.reference.value == pytest.approx(sklearn.metrics.accuracy_score(truth, original))
+    assert accuracy.lane.value == pytest.approx(sklearn.metrics.accuracy_score(truth, lane))
+    assert f1.lane.value == pytest.approx(sklearn.metrics.f1_score(truth, lane, average="macro"))
+    assert (accuracy.broken, accuracy.fixed) == (2, 1)
+    assert accuracy.drop.value == pytest.approx(1 / 6)
+
+
+def test_a_class_that_is_nowhere_in_the_data_does_not_count() -> None:
+    assert macro_f1(np.array([0, 0]), np.array([0, 1]))(np.ones((1, 2)))[0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("task", [Task.FILL_MASK, Task.QUESTION_ANSWERING, Task.TOKEN_CLASSIFICATION])
+def test_a_task_without_a_metric_gives_none(task: Task) -> None:
+    rows = (Row(id="1", text="t"),)
+    answers = classes([0])
+    assert compare(task, rows, (), answers, answers) == []
+
+
+def test_a_classifier_that_decides_several_or_no_classes_has_no_accuracy() -> None:
+    rows = (Row(id="1", text="t", label="a"),)
+    for decision in ([0, 1], []):
+        answers = Answers([np.zeros((1, 3), np.float32)], [decision], [3], [False])
+        assert compare(Task.TEXT_CLASSIFICATION, rows, LABELS, answers, answers) == []
+
+
+# -- the check that decides
+
+
+def result(truth: Sequence[int], original: Sequence[int], lane: Sequence[int]) -> list[MetricResult]:
+    rows = tuple(Row(id=str(i), text="t", label=LABELS[label]) for i, label in enumerate(truth))
+    return compare(Task.TEXT_CLASSIFICATION, rows, LABELS, classes(original), classes(lane))
+
+
+def test_a_lane_like_the_original_passes_on_enough_examples() -> None:
+    truth = [0, 1] * 200
+    check = metric_check(result(truth, truth, truth), 0.02, "here")
+    assert (check.name, check.verdict, check.bound) == ("drop of accuracy", Verdict.PASS, 0.02)
+    assert check.note == "0 answers broken, 0 fixed"
+    assert check.how == "here"
+
+
+def test_a_few_examples_without_any_change_prove_nothing() -> None:
+    truth = [0, 1] * 10
+    check = metric_check(result(truth, truth, truth), 0.02, "here")
+    assert check.verdict is Verdict.INCONCLUSIVE
+    assert str(check.note).endswith("20 are too few to prove it, even without any change; 183 can")
+    better = metric_check(result(truth, [0] * 20, truth), 0.02, "")
+    assert better.note == "0 answers broken, 10 fixed; 20 are too few to prove it, even without any change; 183 can"
+    assert better.verdict is Verdict.INCONCLUSIVE  # ten fixed, and yet one in six might be broken
+
+
+def test_a_lane_that_lost_much_fails() -> None:
+    truth = [0, 1] * 100
+    check = metric_check(result(truth, truth, [0, 0] * 100), 0.02, "here")
+    assert check.verdict is Verdict.FAIL
+    assert check.note == "100 answers broken, 0 fixed"
+
+
+def test_without_labelled_data_there_is_no_verdict() -> None:
+    check = metric_check([], 0.02, "here")
+    assert (check.verdict, check.figure, check.note) == (None, None, "no labelled data")
