@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 MASKED = -10_000.0
 
 
-def load_model(directory: Path, task: Task, attention: str = "eager") -> PreTrainedModel:
+def load_model(directory: Path, task: Task, attention: str | None = None) -> PreTrainedModel:
     """The checkpoint's model for a task, in float32 and evaluation mode.
 
     Args:
         directory: a checkpoint artifact.
         task: decides the model class.
-        attention: Transformers' attention implementation.
+        attention: Transformers' attention implementation; None is the one it takes for this architecture.
 
     Raises:
         CheckpointError: Transformers can't load it, or weights of the head are missing.
@@ -69,7 +69,7 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
     import torch
 
     spec = read_text(directory)
-    model = load_model(directory, task)
+    model = load_model(directory, task, attention="eager")
     names = output_names(task.value, spec.pooling)
     # MobileBERT joins each token's embedding with those of the tokens before and after it.
     neighbours = bool(getattr(model.config, "trigram_input", False))

@@ -72,7 +72,7 @@ class Original:
         task = spec.require_task()
         self.text: TextSpec = read_text(path)
         self.head = tasks.Head(task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
-        self.model = load_model(path, task, attention="sdpa")
+        self.model = load_model(path, task)
         self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True)
         self.max_length = self.text.own_max_length if own_length else self.text.max_length
 

@@ -271,4 +271,6 @@ def opened(path: Path) -> Iterator[Path]:
             raise BundleError(f"{path} is not a bundle, or damaged.", why=str(exc), hint="get it again") from exc
         except OSError as exc:
             raise BundleError(f"{path} cannot be unpacked.", why=str(exc)) from exc
+        if not (Path(place) / MANIFEST_FILE).is_file():  # cut off, it may end with the archive that is in it
+            raise BundleError(f"{path} is not a bundle, or damaged.", why=f"it has no {MANIFEST_FILE}", hint="get it again")
         yield Path(place)

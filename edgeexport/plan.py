@@ -190,7 +190,7 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     """The graph that builds and measures every lane of the targets; without targets, that of the reference alone.
 
     Raises:
-        PlanError: a required lane is not possible, or none is left, or the recipe does not fit the model or the targets.
+        PlanError: a required lane is not possible, or none of a target is, or the recipe does not fit the model or the targets.
     """
     _require_fit(resolved, targets)
     source = with_digests(resolved.source)
@@ -204,9 +204,10 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
         if plan.refusal is not None and plan.served and plan.lane.required:
             raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
                             hint=plan.refusal.hint)
-    if lanes and not any(plan.variant for plan in lanes):
-        raise PlanError("No lane of these targets is possible.", why="; ".join(f"{plan.lane.name}: {plan.refusal.reason}"
-                                                                          for plan in lanes if plan.refusal))
+    for target in targets:
+        refusals = [f"{plan.lane.name}: {plan.refusal.reason}" for plan in lanes if plan.target is target and plan.refusal]
+        if len(refusals) == len(target.lanes):
+            raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(refusals))
     reference = graph.must(origin.reference, make_step(origin.reference, datasets=tuple(judging)),
                            {"checkpoint": checkpoint, **judging})
     untruncated = None

@@ -121,6 +121,7 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store) -> tuple[Check
 def hub_errors(hub_id: str) -> Iterator[None]:
     """Turn what a hub's client raises into one plain sentence."""
     from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     local = "or give the path of a local copy: edgeexport build ./DIRECTORY"
     try:
@@ -131,7 +132,7 @@ def hub_errors(hub_id: str) -> Iterator[None]:
         raise CheckpointError(f"'{hub_id}' has no such revision.", why=str(exc).splitlines()[0]) from exc
     except errors.GatedRepoError as exc:
         raise CheckpointError(f"'{hub_id}' is gated.", hint=f"accept its terms and log in (`hf auth login`), {local}") from exc
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as exc:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, HTTPError, OSError) as exc:
         endpoint = os.environ.get("HF_ENDPOINT", "the hub")
         raise NetworkError(f"Cannot fetch '{hub_id}' from {endpoint}.", why=str(exc).splitlines()[0] or type(exc).__name__,
                            hint=f"check the network, {local}") from exc

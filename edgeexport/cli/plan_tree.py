@@ -17,7 +17,7 @@ def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> d
     """The plan as plain data: per node its state, why it must run, and predictions where runs were recorded."""
     runs = last_runs(store, (node.step.name for node in plan.nodes.values()))
     recorded: dict[str, list[Entry]] = {}
-    nodes = {}
+    nodes: dict[str, dict[str, Any]] = {}
     for node in plan.nodes.values():
         state = "stored" if node.id in found else "run" if node.id in missing else "not needed"
         entries = recorded.setdefault(node.step.name, list(store.entries(node.step.name))) if state == "run" else []
@@ -38,7 +38,7 @@ def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> d
             "steps": len(to_run),
             "disk_bytes": sum(node["bytes"] or 0 for node in to_run),
             "seconds": sum(node["seconds"] for node in predicted) if len(predicted) == len(to_run) else None,
-            "peak_rss_mb": max((node["peak_rss_mb"] or 0 for node in predicted), default=None) if predicted else None,
+            "peak_rss_mb": max((node["peak_rss_mb"] or 0 for node in predicted), default=None),
         },
     }
 

@@ -53,7 +53,7 @@ def cores() -> int:
 
 def memory_mb() -> int:
     """Memory that may be used here: the machine's, or less where a control group limits it; in MB of 10^6 bytes."""
-    limit = psutil.virtual_memory().total
+    limit = int(psutil.virtual_memory().total)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(path).read_text(encoding="ascii").strip()

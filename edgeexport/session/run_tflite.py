@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ class TfliteModel:
         self.lengths = tuple(sorted(int(name.removeprefix(SIGNATURE_PREFIX)) for name in names))
         if not self.lengths:
             raise BundleError(f"{path.name} has no signature named {SIGNATURE_PREFIX}LENGTH.")
-        self._runners: dict[int, object] = {}
+        self._runners: dict[int, Callable[..., dict[str, np.ndarray]]] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for inputs int64 [1, one of the lengths]."""
@@ -37,4 +37,4 @@ class TfliteModel:
         if length not in self._runners:
             self._runners[length] = self._interpreter.get_signature_runner(f"{SIGNATURE_PREFIX}{length}")
         # Bound by name: the order of a signature's inputs is not the order they were declared in.
-        return self._runners[length](**{name: value.astype(np.int32) for name, value in feeds.items()})  # type: ignore[operator]
+        return self._runners[length](**{name: value.astype(np.int32) for name, value in feeds.items()})

@@ -69,7 +69,7 @@ def numbers(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> n
     logits = outputs["logits"][0, mask_positions(spec, encoded)]
     vocabulary = logits.shape[-1]
     sample = np.linspace(0, vocabulary - 1, min(FILL_MASK_SAMPLE, vocabulary)).astype(np.int64)
-    return logits[:, sample]
+    return np.asarray(logits[:, sample])
 
 
 def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> list[int]:
@@ -129,7 +129,7 @@ def best_span(encoded: Encoded, outputs: Outputs) -> tuple[int, int, float]:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def answer(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> Any:

@@ -127,6 +127,7 @@ def tolerance(reference: Answers, lane: Answers) -> float:
     return max(FLOAT_TOLERANCE, float(np.quantile([d for d in relative_distances(reference, lane) if np.isfinite(d)] or [0.0], 0.99)))
 
 
+@np.errstate(all="ignore")
 def relative_distances(reference: Answers, lane: Answers) -> list[float]:
     """Euclidean distance of each text's numbers to the reference's, relative to their length; infinite where it is no number."""
     found = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30)) if a.shape == b.shape else np.inf

@@ -33,6 +33,7 @@ class MetricResult(Model):
     fixed: int | None = None
 
 
+@np.errstate(all="ignore")
 def retrieval_ranks(rows: Sequence[Row], answers: Answers) -> np.ndarray:
     """Rank of the right document for each query, from 0; float64 [queries]. Ties, and what is no number, count against the model.
 

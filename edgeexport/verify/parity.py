@@ -108,6 +108,7 @@ def finite_checks(dataset: str, reference: Answers, lane: Answers, how: str) -> 
     return found
 
 
+@np.errstate(all="ignore")  # what is no number is dealt with, not warned of
 def cosines(reference: Answers, lane: Answers) -> np.ndarray:
     """Cosine between the vectors of each text, float64 [n]; for vectors per token, the mean over the tokens; -1 where it is no number."""
     found = []
@@ -138,6 +139,7 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
     return proportion(sum(a == b for a, b in pairs), len(pairs))
 
 
+@np.errstate(all="ignore")
 def logit_errors(reference: Answers, lane: Answers) -> np.ndarray:
     """Largest difference of a logit of each text, in standard deviations of all the reference's logits: float64 [n].
 
@@ -154,6 +156,7 @@ def logit_errors(reference: Answers, lane: Answers) -> np.ndarray:
     return np.where(errors < LARGEST_ERROR, errors, LARGEST_ERROR)  # so asked, NaN is the largest too
 
 
+@np.errstate(all="ignore")
 def largest_difference(reference: Answers, lane: Answers) -> float | None:
     """Largest absolute difference of any number; None where some are no numbers."""
     found = [float(np.abs(a - b).max()) for a, b in zip(reference.numbers, lane.numbers, strict=True) if a.shape == b.shape and a.size]

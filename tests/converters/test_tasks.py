@@ -160,6 +160,9 @@ def test_entities(zoo: Zoo, family: str, model_format: str) -> None:
         logits = original.outputs(text)["logits"][0]
         numbers, decision = evidence(session, text)
         assert numbers == pytest.approx(logits, abs=CLOSE * 3)
+        best = np.sort(logits[1:-1], axis=-1)
+        if (best[:, -1] - best[:, -2]).min() < 1e-3:
+            continue  # two classes are as good as equal
         assert decision == logits[1:-1].argmax(axis=-1).tolist()
         if len(logits) == MAX_LENGTH or any(start == end for start, end in session.encode(text).offsets[1:-1]):
             continue

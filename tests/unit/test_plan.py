@@ -289,10 +289,11 @@ def test_a_lane_for_other_tasks_is_not_offered_and_no_reason_to_refuse_the_build
     assert plan.lanes[1].refusal.reason == "the lane does not serve sentence-similarity"
 
 
-def test_a_build_without_any_possible_lane_is_refused_with_all_reasons() -> None:
-    error = refused(resolved(), [target(lanes=("onnx",), onnx={"precision": "static-int8", "required": False})], HOST)
-    assert error.what == "No lane of these targets is possible."
-    assert str(error.why).startswith("onnx: static-int8 needs texts")
+def test_a_target_without_any_possible_lane_is_refused_with_all_reasons() -> None:
+    hopeless = target("hopeless", ("litert", "onnx"), litert={"tasks": ["fill-mask"]}, onnx={"precision": "static-int8", "required": False})
+    error = refused(resolved(), [target(), hopeless], HOST)
+    assert error.what == "No lane of hopeless is possible."
+    assert error.why == "litert: the lane does not serve sentence-similarity; onnx: static-int8 needs texts to measure activation ranges on"
 
 
 def test_an_unknown_precision_in_the_recipe_suggests_the_nearest() -> None:
