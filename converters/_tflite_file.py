@@ -5,14 +5,15 @@ signature for a 22M-parameter encoder. A flatbuffer may refer to one table from 
 puts weights behind the flatbuffer; they are moved inside, so that every tool that reads TFLite finds them.
 
 The converter names a tensor by the Python classes around it, some 350 characters each: another 0.6 MB, and nothing one would write into
-a policy. They are named by their modules instead, such as ``encoder.layer.0.attention.self.query;2``.
+a policy. They are named by their modules instead, such as ``encoder.layer.0.attention.self.query;2``. Of a product or a look-up, which the
+converter may have fused with what lies before it, the module is the one that holds the weights: these are called ``….query.weight``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
 MODULE = re.compile(r"(?:[\w<>]+\.)*[A-Za-z0-9]+_(\w+)")
 # What it puts between the parts of a fused operator's name.
 FUSED = ";;"
+# Operators with weights: place of the weights and of the bias among their inputs.
+WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "EMBEDDING_LOOKUP": (1, None), "GATHER": (0, None)}
 
 
-def compact(data: bytes, modules: Mapping[str, str] | None = None) -> bytes:
+def compact(data: bytes, modules: Mapping[str, Module] | None = None) -> bytes:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
 
     Args:
         data: the file's content.
-        modules: the paths of the exported module's parts, from :func:`module_paths`; tensors are named by them.
+        modules: the exported module's parts, from :func:`module_paths`; tensors are named by them.
 
     Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters); FlatBuffers' internals, "offsets may be shared".
     """
@@ -64,42 +67,81 @@ def compact(data: bytes, modules: Mapping[str, str] | None = None) -> bytes:
     return bytes(builder.Output())
 
 
-def module_paths(module: torch.nn.Module) -> dict[str, str]:
-    """The dotted path of every part of a module, by the same path without lists of modules, which litert-torch's names leave out."""
+class Module(NamedTuple):
+    """A part of the exported module: its dotted path, and whether it holds a matrix of weights."""
+
+    path: str
+    weighted: bool
+
+
+def module_paths(module: torch.nn.Module) -> dict[str, Module]:
+    """Every part of a module, by its dotted path without lists of modules, which litert-torch's names leave out."""
     import torch
 
     parts = dict(module.named_modules())
     found = {}
-    for path in parts:
+    for path, part in parts.items():
         names = path.split(".")
         prefixes = (".".join(names[: i + 1]) for i in range(len(names)))
         shown = [name for name, prefix in zip(names, prefixes, strict=True) if not isinstance(parts[prefix], torch.nn.ModuleList)]
-        found[".".join(shown)] = path.removeprefix("model.")
+        weight = getattr(part, "weight", None)
+        found[".".join(shown)] = Module(path.removeprefix("model."), isinstance(weight, torch.Tensor) and weight.dim() > 1)
     return found
 
 
-def name_tensors(model: Any, modules: Mapping[str, str]) -> None:
+def name_tensors(model: Any, modules: Mapping[str, Module]) -> None:
     """Name every tensor by its module. Different names stay different, and equal ones equal: tools tell tensors apart by them."""
-    taken: dict[str, bytes] = {}
+    wanted = _names_of_weighted(model, modules)
+    taken: set[str] = set()
     short: dict[bytes, str] = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             if tensor.name not in short:
-                base = name = FUSED.join(dict.fromkeys(_short_part(part, modules) for part in tensor.name.decode().split(FUSED)))
+                parts = [_short_part(part, modules) for part in tensor.name.decode().split(FUSED)]
+                base = name = wanted.get(tensor.name, FUSED.join(dict.fromkeys(parts)))
                 number = 2
                 while name in taken:
                     name, number = f"{base}#{number}", number + 1
-                taken[name], short[tensor.name] = tensor.name, name
+                taken.add(name)
+                short[tensor.name] = name
             tensor.name = short[tensor.name].encode()
 
 
-def _short_part(part: str, modules: Mapping[str, str]) -> str:
-    place, semicolon, number = part.partition(";")
-    pieces = [MODULE.fullmatch(piece) for piece in place.split("/")[1:]]
-    if not pieces or not all(pieces):
-        return part
-    path = ".".join(piece[1] for piece in pieces if piece)
-    return f"{modules.get(path, path)}{semicolon}{number}"
+def _names_of_weighted(model: Any, modules: Mapping[str, Module]) -> dict[bytes, str]:
+    """Tensor name → better name, for the weights, the bias and the output of each operator with weights."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    codes = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    found: dict[bytes, str] = {}
+    for graph in model.subgraphs:
+        ends = set(graph.outputs)
+        for operator in graph.operators:
+            places = WEIGHTED.get(codes.get(model.operatorCodes[operator.opcodeIndex].builtinCode, ""))
+            if places is None:
+                continue
+            weights, output = graph.tensors[operator.inputs[places[0]]], graph.tensors[operator.outputs[0]]
+            parts = [part for tensor in (weights, output) for part in tensor.name.decode().split(FUSED)]
+            owner = next((module.path for part in parts if (module := modules.get(_path(part))) is not None and module.weighted), None)
+            if owner is None:
+                continue
+            found.setdefault(weights.name, f"{owner}.weight")
+            if places[1] is not None and len(operator.inputs) > places[1] and operator.inputs[places[1]] >= 0:
+                found.setdefault(graph.tensors[operator.inputs[places[1]]].name, f"{owner}.bias")
+            if operator.outputs[0] not in ends:
+                found.setdefault(output.name, owner)
+    return found
+
+
+def _short_part(part: str, modules: Mapping[str, Module]) -> str:
+    path = _path(part)
+    _, semicolon, number = part.partition(";")
+    return f"{modules[path].path if path in modules else path}{semicolon}{number}" if path else part
+
+
+def _path(part: str) -> str:
+    """``bert.embeddings.word_embeddings`` of a part of a name that litert-torch gave; empty for any other."""
+    pieces = [MODULE.fullmatch(piece) for piece in part.partition(";")[0].split("/")[1:]]
+    return ".".join(piece[1] for piece in pieces if piece) if all(pieces) else ""
 
 
 class _SharedQuantization:

@@ -8,7 +8,6 @@ than on ARM.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +16,7 @@ from edgeexport.policy import Policy
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._calibration import calibration_feeds
+from ._overrides import Matcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,13 +88,18 @@ class _Reader:
 
 
 def left_in_float(model: onnx.ModelProto, policy: Policy) -> list[str]:
-    """Names of the nodes that the policy leaves in float; the last override that matches decides."""
+    """Names of the nodes that the policy leaves in float; the last override that matches decides.
+
+    Raises:
+        RecipeError: an override matches no operator.
+    """
+    matcher = Matcher(policy)
+    constants = {tensor.name for tensor in model.graph.initializer}
     left = []
     for node in model.graph.node:
-        scheme = policy.default
-        for override in policy.overrides:
-            if any(fnmatchcase(name, override.match) for name in (node.name, *node.input, *node.output, f"op:{node.op_type}")):
-                scheme = override.scheme
-        if scheme == "float":
+        weights = [name for name in node.input if name in constants]
+        names = {node.name, node.name.partition("/")[0], *node.output, *weights, *(name.removeprefix("model.") for name in weights)}
+        if matcher.scheme(node.op_type, names)[0] == "float":
             left.append(node.name)
+    matcher.require_used()
     return left

@@ -19,31 +19,36 @@ find_python() {
     stop "Python 3.11 is missing: install it (Debian: apt install python3.11-venv), or set EDGEEXPORT_PYTHON to it."
 }
 
-# Usage: make_environment LOCK...   The first lock file is what a build needs.
+# Usage: make_environment LOCK...   The first lock file is what a build needs; more are installed on top of it.
 make_environment() {
-    local base stamp lock
-    base=$(find_python) || exit 2
-    "$base" -c 'import venv, ensurepip' 2>/dev/null ||
-        stop "This Python has no venv: install it (Debian: apt install python3.11-venv)."
-    stamp=$(cd "$root" && cat "$@" pyproject.toml scripts/environment.sh | sha256sum | cut -d' ' -f1)
-    [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && return
-    say "Making $venv with ${#} lock file(s). It takes about 3 GB of disk and downloads about:"
-    say "  $(download_size "$@"); into pip's cache, so that a second time it downloads nothing."
-    rm -rf "$venv"
-    "$base" -m venv "$venv"
-    # torch first and alone: an open range would take a build with CUDA, several GB more.
-    "$python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/requirements.lock")" --no-deps
+    local base lock stamp
+    [ -f "$venv/$1.stamp" ] && [ "$(cat "$venv/$1.stamp")" = "$(stamp_of "$1")" ] || {
+        base=$(find_python) || exit 2
+        "$base" -c 'import venv, ensurepip' 2>/dev/null ||
+            stop "This Python has no venv: install it (Debian: apt install python3.11-venv)."
+        say "Making $venv, once. $(sizes "$@")"
+        rm -rf "$venv"
+        "$base" -m venv "$venv"
+        # torch first and alone: an open range would take a build with CUDA, several GB more.
+        install "$(grep '^torch==' "$root/$1")"
+        install "$(grep '^setuptools==' "$root/$1")"
+        install --no-build-isolation -e "$root"
+    }
     for lock in "$@"; do
-        "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$root/$lock"
+        stamp=$(stamp_of "$lock")
+        [ -f "$venv/$lock.stamp" ] && [ "$(cat "$venv/$lock.stamp")" = "$stamp" ] && continue
+        install -r "$root/$lock"
+        printf '%s\n' "$stamp" >"$venv/$lock.stamp"
     done
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root"
-    printf '%s\n' "$stamp" >"$venv/stamp"
 }
 
-# The sizes of the wheels, measured on x86-64 Linux; torch as the CPU build.
-download_size() {
+install() { "$python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+stamp_of() { cat "$root/$1" "$root/pyproject.toml" "$root/scripts/environment.sh" | sha256sum | cut -d' ' -f1; }
+
+# The sizes of the wheels and of the environment, measured on x86-64 Linux with the CPU build of torch.
+sizes() {
     case "$*" in
-    *test*) echo "1.0 GB (torch 190 MB, tensorflow 260 MB, the rest of the converters 450 MB, the demo's model 85 MB)" ;;
-    *) echo "0.7 GB (torch 190 MB, the rest of the converters 450 MB, the demo's model 85 MB)" ;;
+    *test*) echo "Downloads about 950 MB (torch 190, tensorflow 275, the demo's model 85, the other packages 400) and takes 3.9 GB of disk." ;;
+    *) echo "Downloads about 610 MB (torch 190, the demo's model 85, the other packages 335) and takes 2.4 GB of disk." ;;
     esac
 }

@@ -82,7 +82,7 @@ def main() -> None:
     """Run the command line; every error becomes a few plain lines, or with --json an object."""
     as_json = "--json" in sys.argv
     try:
-        result = cli.main(standalone_mode=False)
+        result = cli.main(prog_name="edgeexport", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except EdgeExportError as exc:
         if as_json:
