@@ -57,9 +57,13 @@ class ComputeReference(Step):
         original = Original(path, spec, own_length=self.own_length)
         for name in self.datasets:
             rows = read_rows(inputs[name].path / ROWS_FILE)
-            original.answers(rows, lambda done, total=len(rows), name=name: context.report(  # type: ignore[misc]
-                done / total, f"{name}: {done} of {total} texts")).save(out / f"{name}.npz")
+            told = functools.partial(self._tell, context, name, len(rows))
+            original.answers(rows, told).save(out / f"{name}.npz")
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+
+    @staticmethod
+    def _tell(context: Context, name: str, total: int, done: int) -> None:
+        context.report(done / total, f"{name}: {done} of {total} texts")
 
 
 class Original:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.errors import RecipeError
 from edgeexport.policy import Policy, Scheme
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
@@ -19,11 +20,12 @@ from ._tflite_file import compact
 if TYPE_CHECKING:
     import numpy as np
 
-# What "static" is for each operator: products in integers, tables of rows with their weights in integers. What is missing stays float: a
-# layer normalization or a softmax of 8-bit numbers destroys the answer (MiniLM, cosine to float32: 0.32 with all operators static, 0.953
-# so), and costs little. An override ``op:NAME`` makes any operator static.
-STATIC: dict[str, Scheme] = {"FULLY_CONNECTED": "static", "BATCH_MATMUL": "static", "CONV_2D": "static", "DEPTHWISE_CONV_2D": "static",
-                             "CONV_2D_TRANSPOSE": "static", "EMBEDDING_LOOKUP": "dynamic"}
+# What is computed with weights: this a scheme takes, and what is missing stays float. Of static operators the same: a layer normalization
+# or a softmax of 8-bit numbers destroys the answer (MiniLM, cosine to float32: 0.32 with all operators static, 0.953 so), and costs little.
+# An override ``op:NAME`` takes operators of any type.
+WEIGHTED = frozenset({"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP"})
+# Rows are looked up, not multiplied: there is no activation whose range could be static.
+LOOKUP = "EMBEDDING_LOOKUP"
 
 
 class QuantizeTflite(Step):
@@ -74,6 +76,8 @@ def chosen_schemes(data: bytes, policy: Policy) -> dict[Scheme, dict[str, list[s
 
     Raises:
         RecipeError: an override matches no operator.
+
+    Source: ai-edge-quantizer's recipe_manager and get_op_scope.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as names
@@ -89,9 +93,9 @@ def chosen_schemes(data: bytes, policy: Policy) -> dict[Scheme, dict[str, list[s
             constants = [graph.tensors[i] for i in operator.inputs if i >= 0 and model.buffers[graph.tensors[i].buffer].data is not None]
             tensors = [*constants, *(graph.tensors[i] for i in operator.outputs)]
             scheme, by_type = matcher.scheme(known.value, {name for tensor in tensors for name in spellings(tensor.name.decode())})
-            if scheme == "static" and not by_type:
-                scheme = STATIC.get(known.value, "float")
-            if scheme != "float":
+            if scheme == "static" and known.value == LOOKUP:
+                scheme = "dynamic"
+            if scheme != "float" and (by_type or known.value in WEIGHTED):
                 scopes = found.setdefault(scheme, {}).setdefault(known.value, [])
                 scopes.append(names.get_op_scope(operator, graph.tensors))
     matcher.require_used()
@@ -105,13 +109,21 @@ def spellings(name: str) -> set[str]:
 
 
 def apply_scheme(tool: Any, regex: str, operator: str, scheme: Scheme) -> None:
-    """Tell the quantizer how to compute the operators that match."""
-    if scheme == "dynamic":
-        tool.add_dynamic_config(regex, operator, num_bits=8)
-    elif scheme == "weight-only":
-        tool.add_weight_only_config(regex, operator, num_bits=8)
-    else:
-        tool.add_static_config(regex, operator, activation_num_bits=8, weight_num_bits=8)
+    """Tell the quantizer how to compute the operators that match.
+
+    Raises:
+        RecipeError: it has no such form of the operator.
+    """
+    try:
+        if scheme == "dynamic":
+            tool.add_dynamic_config(regex, operator, num_bits=8)
+        elif scheme == "weight-only":
+            tool.add_weight_only_config(regex, operator, num_bits=8)
+        else:
+            tool.add_static_config(regex, operator, activation_num_bits=8, weight_num_bits=8)
+    except ValueError as exc:
+        raise RecipeError(f"TFLite's quantizer cannot make {operator} {scheme}.", why=str(exc).splitlines()[0][:200],
+                          hint=f"take op:{operator} out of the overrides") from exc
 
 
 def by_signature(inputs: Mapping[str, View], lengths: tuple[int, ...]) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -20,6 +20,8 @@ from typing import Any, ClassVar, NamedTuple
 import edgeexport
 from edgeexport.artifact import Kind, Model, Spec, digest_json
 
+SESSION = f"{edgeexport.__name__}.session"
+
 
 class Refusal(Model):
     """Why a step can't work on these inputs, and what to do instead."""
@@ -107,7 +109,9 @@ def version_of(distribution: str) -> str | None:
 def code_digest(module: str) -> str:
     """Digest of a step's own code: its module and every sibling in its package that it imports, directly or not.
 
-    Imports from elsewhere are the stable protocol around a step and do not count: a new report colour must not rebuild a model.
+    So count the session's modules that it imports: what text, tensors and answers mean there is part of the result, and the reference
+    and the lanes must mean the same. Imports from elsewhere are the stable protocol around a step and do not count: a new report colour
+    must not rebuild a model.
     """
     sources: dict[str, str] = {}
     _collect_sources(module, sources)
@@ -120,13 +124,11 @@ def _collect_sources(module: str, sources: dict[str, str]) -> None:
         return
     sources[module] = Path(spec.origin).read_text(encoding="utf-8")
     package = module if spec.submodule_search_locations else module.rpartition(".")[0]
-    if package == edgeexport.__name__:
-        return  # at the top every module is a sibling
     for node in ast.walk(ast.parse(sources[module])):
         if isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
-            if base == package:  # from . import sibling
-                for alias in node.names:
-                    _collect_sources(f"{package}.{alias.name}", sources)
-            elif base.startswith(f"{package}."):
-                _collect_sources(base, sources)
+            inside = [f"{base}.{alias.name}" for alias in node.names] if base in {package, SESSION} else [base]
+            for name in inside:
+                # At the top every module is a sibling.
+                if name.startswith(f"{SESSION}.") or (package != edgeexport.__name__ and name.startswith(f"{package}.")):
+                    _collect_sources(name, sources)

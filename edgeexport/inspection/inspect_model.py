@@ -12,7 +12,6 @@ from edgeexport.inspection import inspect_file, onnx_file, tflite_file
 from edgeexport.session.payload import PAYLOAD_FILE
 from edgeexport.step import Context, Refusal, Step, View
 
-
 # Named here so that their code is part of the key.
 READERS = (onnx_file, tflite_file)
 

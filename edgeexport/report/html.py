@@ -166,8 +166,9 @@ def interval_plot(check: Check) -> IntervalPlot | None:
         natural, sign = 1 - bound if 0 < bound < 1 else reach, 1
     else:
         natural, sign = bound if bound > 0 else reach, -1
-    half = natural if natural / 6 < reach <= natural else 1.15 * reach
-    half = half or natural or 1.0
+    # A whisker needs more room than a dot before its side of the line can be seen.
+    near = natural / (6 if isinstance(figure, Estimate) else 30)
+    half = (natural if near < reach <= natural else 1.15 * reach) or natural or 1.0
 
     def place(number: float) -> float:
         return 50.0 if math.isnan(number) else min(100.0, max(0.0, 50 + 50 * sign * (number - bound) / half))

@@ -95,7 +95,6 @@ class Case:
 
 def write_checkpoint(directory: Path, case: Case, **config: Any) -> Path:
     """A checkpoint with seeded random weights, by which the outputs vary from text to text."""
-    import torch
     import transformers
 
     directory.mkdir(parents=True)
@@ -138,7 +137,8 @@ def spread_out(model: Any, vocabulary: int) -> None:
     """Scale and shift the last layer so that each logit has a standard deviation of SPREAD over texts, and a mean of 0."""
     import torch
 
-    head = [module for name, module in model.named_modules() if name.startswith(("classifier", "qa_outputs")) and isinstance(module, torch.nn.Linear)][-1]
+    head = [module for name, module in model.named_modules()
+            if name.startswith(("classifier", "qa_outputs")) and isinstance(module, torch.nn.Linear)][-1]
     ids = torch.randint(5, vocabulary, (64, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = model(input_ids=ids)
@@ -159,7 +159,8 @@ def write_modules(directory: Path, pooling: str, normalize: bool) -> None:
     flags = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(
-        {"word_embedding_dimension": 32} | {f"pooling_mode_{flag}": flag.removesuffix("_token").removesuffix("_tokens") == pooling for flag in flags}))
+        {"word_embedding_dimension": 32}
+        | {f"pooling_mode_{flag}": flag.removesuffix("_token").removesuffix("_tokens") == pooling for flag in flags}))
 
 
 def write_tokenizer(directory: Path, architecture: str) -> dict[str, int]:
@@ -205,7 +206,8 @@ def wordpiece(shape: Architecture) -> Any:
     """A WordPiece tokenizer as BERT's and MPNet's."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    pieces = [*shape.special.values(), *characters(), *(f"##{character}" for character in characters()), *common_words(), "##ing", "##ed", "##er", "##s"]
+    pieces = [*shape.special.values(), *characters(), *(f"##{character}" for character in characters()), *common_words(),
+              "##ing", "##ed", "##er", "##s"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=shape.special["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer()

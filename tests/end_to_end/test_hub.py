@@ -23,8 +23,7 @@ def test_plan_fetches_no_weights_and_pins_the_commit(cli: Cli, classifier: Path)
     assert ran.json["nodes"]["load_checkpoint"]["state"] == "run"
     local = cli("plan", str(classifier), "--target", "linux-x86_64", "--json")
     assert ran.json["nodes"]["load_checkpoint"]["key"] == local.json["nodes"]["load_checkpoint"]["key"]  # a copy elsewhere is the same input
-    weights = [path for path in (cli.directory / "hf").rglob("*.safetensors")]
-    assert weights == []
+    assert list((cli.directory / "hf").rglob("*.safetensors")) == []
 
 
 def test_build_from_the_hub(cli: Cli, classifier: Path) -> None:

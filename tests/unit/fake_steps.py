@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import signal
 import subprocess
 import sys
 import time

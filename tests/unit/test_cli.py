@@ -206,7 +206,8 @@ def test_a_build_exits_with_its_worst_verdict(edgeexport: Edgeexport, outcome: C
     (CheckpointError("It is damaged."), 2, "error: It is damaged."),
     (KeyboardInterrupt(), 130, "interrupted; what is finished stays stored"),
 ])
-def test_a_build_that_does_not_end_well_says_why(edgeexport: Edgeexport, outcome: Callable[..., None], error: BaseException, code: int, said: str) -> None:
+def test_a_build_that_does_not_end_well_says_why(edgeexport: Edgeexport, outcome: Callable[..., None], error: BaseException, code: int,
+                                                 said: str) -> None:
     outcome(error=error)
     ran = edgeexport("build", "some/model", "--target", "raspberrypi")
     assert ran.code == code
@@ -214,7 +215,8 @@ def test_a_build_that_does_not_end_well_says_why(edgeexport: Edgeexport, outcome
     assert ran.out == ""
 
 
-def test_the_store_is_in_use_from_the_first_data_set_to_the_seal(edgeexport: Edgeexport, outcome: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_in_use_from_the_first_data_set_to_the_seal(edgeexport: Edgeexport, outcome: Callable[..., None],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     outcome(Verdict.PASS)
     free: list[bool] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ def changed(before: Plan, after: Plan) -> set[str]:
     return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
 
 
-MEASURING = {f"measure_{what}[{lane}]" for what in ("answers", "speed") for lane in ("ai-edge-litert: tflite-dynamic-int8", "onnxruntime: onnx-dynamic-int8")}
+MEASURING = {f"measure_{what}[{lane}]" for what in ("answers", "speed")
+             for lane in ("ai-edge-litert: tflite-dynamic-int8", "onnxruntime: onnx-dynamic-int8")}
 ALL = {"load_checkpoint", "export_tflite", "quantize_tflite[dynamic-int8]", "assemble_payload[tflite-dynamic-int8]",
        "inspect_model[tflite-dynamic-int8]", "export_onnx", "quantize_onnx[dynamic-int8]", "assemble_payload[onnx-dynamic-int8]",
        "inspect_model[onnx-dynamic-int8]", "compute_reference", *MEASURING}
@@ -325,7 +327,7 @@ def test_any_text_fits_a_bucket_of_at_most_twice_its_length(longest: int) -> Non
     lengths = default_lengths(longest)
     assert list(lengths) == sorted(set(lengths))
     assert lengths[-1] == longest
-    assert all(later <= 2 * earlier for earlier, later in zip(lengths, lengths[1:], strict=False))
+    assert all(later <= 2 * earlier for earlier, later in pairwise(lengths))
 
 
 def test_the_recipes_buckets_win() -> None:

@@ -161,7 +161,7 @@ def test_the_name_of_a_bare_model_is_its_last_part() -> None:
 
 
 def test_options_of_the_command_line_are_checked_like_a_file() -> None:
-    with pytest.raises(RecipeError, match="Key 'model.task' in the command line"):
+    with pytest.raises(RecipeError, match=r"Key 'model\.task' in the command line"):
         recipe_for("owner/model", model={"source": "owner/model", "task": "cooking"})
 
 

@@ -11,7 +11,7 @@ import pytest
 from fake_steps import FILE, Write
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.step import Context, code_digest, version_of
+from edgeexport.step import Context, _collect_sources, code_digest, version_of
 
 PACKAGE = {
     "__init__.py": "",
@@ -82,3 +82,10 @@ def test_the_memory_of_a_step_that_says_nothing_grows_with_its_largest_input() -
 def test_a_step_writes_its_files_and_says_what_they_are(tmp_path: Path) -> None:
     assert Write(text="x").run({}, tmp_path, Context(tmp_path)) == Spec(kind=Kind.DATASET)
     assert (tmp_path / FILE).read_text(encoding="utf-8") == "x"
+
+
+def test_what_answers_mean_is_part_of_the_code_of_the_reference() -> None:
+    sources: dict[str, str] = {}
+    _collect_sources("edgeexport.converters.compute_reference", sources)
+    assert {"edgeexport.session.tasks", "edgeexport.session.text", "edgeexport.session.evidence", "edgeexport.converters._task_model"} < set(sources)
+    assert not any(name.startswith(("edgeexport.dataset", "edgeexport.errors", "edgeexport.report")) for name in sources)

@@ -86,9 +86,9 @@ def test_a_key_that_the_caller_sets_is_not_the_files_to_say(tmp_path: Path) -> N
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="Cannot read .*gone.toml"):
+    with pytest.raises(RecipeError, match=r"Cannot read .*gone\.toml"):
         read_toml(tmp_path / "gone.toml", Outer, RecipeError)
     assert "line 2" in str(refused(tmp_path, "schema = 1\nwhat is this").why)
     (tmp_path / "file.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match="Cannot read .*file.toml"):
+    with pytest.raises(RecipeError, match=r"Cannot read .*file\.toml"):
         read_toml(tmp_path / "file.toml", Outer, RecipeError)
