@@ -36,7 +36,7 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
     try:
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention,

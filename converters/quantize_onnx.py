@@ -100,6 +100,7 @@ def left_in_float(model: onnx.ModelProto, policy: Policy) -> list[str]:
         weights = [name for name in node.input if name in constants]
         names = {node.name, node.name.partition("/")[0], *node.output, *weights, *(name.removeprefix("model.") for name in weights)}
         if matcher.scheme(node.op_type, names)[0] == "float":
-            left.append(node.name)
+            # The second name is what onnxruntime calls the product that it makes of a Gemm before it looks at this list.
+            left += [node.name, *([f"{node.name}_MatMul"] if node.op_type == "Gemm" else [])]
     matcher.require_used()
     return left

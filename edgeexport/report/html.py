@@ -233,7 +233,7 @@ def latency_chart(lanes: Sequence[LaneReport]) -> LatencyChart | None:
         points = tuple(Point(x(length), y(times["p50"]), y(times["p95"])) for length, times in sorted(latency.items()))
         curves.append(Curve(lane, number % 6, points, amount(latency[max(latency)]["p50"]), points[-1].y))
     kept = [tick for tick in ticks if bottom <= tick <= top]
-    if len(kept) > 7:
+    if len(kept) > 9:
         kept = [tick for tick in kept if math.isclose(math.log10(tick) % 1, 0, abs_tol=1e-9) or tick in (bottom, top)]
     return LatencyChart(tuple((x(length), str(length)) for length in lengths), tuple((y(tick), plain(tick)) for tick in kept), spread(curves))
 
@@ -290,13 +290,13 @@ def sentences(report: Report) -> list[str]:
     if not lanes:
         return ["No lane is offered, so nothing was measured."]
     found = []
-    for verdict, words in ((Verdict.FAIL, "does not keep"), (Verdict.INCONCLUSIVE, "can’t be shown to keep")):
+    for verdict, words in ((Verdict.FAIL, "fails"), (Verdict.INCONCLUSIVE, "is inconclusive in")):
         for lane in lanes:
-            names = [check.name for check in lane.checks if check.verdict is verdict]
+            names = [f"“{check.name}”" for check in lane.checks if check.verdict is verdict]
             if names:
-                found.append(f"Lane {lane.lane} {words} {listed(names)}.")
-    if report.verdict is Verdict.INCONCLUSIVE and found:
-        found.append("There the interval reaches across the bound: more examples would decide.")
+                found.append(f"Lane {lane.lane} {words} {len(names)} of {len(lane.checks)} checks: {listed(names)}.")
+    if any(check.verdict is Verdict.INCONCLUSIVE for lane in lanes for check in lane.checks):
+        found.append("Inconclusive: the interval lies on both sides of the bound, and more examples would narrow it.")
     if not found and report.verdict is Verdict.PASS:
         which = "the lane" if len(lanes) == 1 else f"each of the {len(lanes)} {'required ' if lanes[0].required else ''}lanes"
         found.append(f"Every figure that was checked keeps its bound in {which}, with its whole 95{NBSP}% interval where it has one.")

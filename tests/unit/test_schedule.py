@@ -122,7 +122,7 @@ def test_a_damaged_result_is_run_again_and_its_intact_inputs_are_not(store: Stor
 def test_an_output_that_did_not_change_stops_the_cascade(store: Store) -> None:
     def plan(text: str) -> Plan:
         return plan_of({"source": (Write(text=text), {}), "shout": (Shout(), {"given": "source"}),
-                        "end": (WriteApart(text="!"), {"given": "shout"}), "after": (Write(text="?"), {"given": "end"})})
+                        "end": (Write(text="!"), {"given": "shout"}), "after": (Write(text="?"), {"given": "end"})})
 
     run(plan("hello"), store)
     watch, entries = run(plan("Hello"), store)
