@@ -42,22 +42,29 @@ class LoadCheckpoint(Step):
         take_files(inputs["source"], out, context)
         if not (out / "tokenizer.json").is_file():
             context.report(None, "making tokenizer.json")
-            write_fast_tokenizer(out)
+            write_fast_tokenizer(out, self.spec.facts.get("vocabulary") or 0)
         write_text(out, self.text)
         return self.spec
 
 
-def write_fast_tokenizer(directory: Path) -> None:
+def write_fast_tokenizer(directory: Path, vocabulary: int) -> None:
     """Convert the checkpoint's own tokenizer files to `tokenizer.json`.
+
+    Args:
+        directory: where they are.
+        vocabulary: how many tokens the model knows.
 
     Raises:
         CheckpointError: Transformers can't load the tokenizer.
     """
     from transformers import AutoTokenizer
 
+    hint = "check the tokenizer files beside config.json"
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
         tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
     except Exception as exc:
-        raise CheckpointError("The tokenizer does not load.", why=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
-                              hint="check the tokenizer files beside config.json") from exc
+        raise CheckpointError("The tokenizer does not load.", why=str(exc).splitlines()[0] if str(exc) else type(exc).__name__, hint=hint) from exc
+    # Where its file is not there, Transformers makes a tokenizer of the special tokens alone.
+    if len(tokenizer) < vocabulary // 2:
+        raise CheckpointError("The tokenizer does not load.", why=f"it has {len(tokenizer)} tokens, and the model {vocabulary:,}", hint=hint)

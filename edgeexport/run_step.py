@@ -12,6 +12,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -118,7 +119,7 @@ def run_step(request: StepRequest, report: Report, cancelled: threading.Event, *
     if end.stopped == "cancelled":
         raise Cancelled
     if end.stopped is None and end.code == 0 and "spec" in told:
-        return StepResult(spec=Spec.model_validate(told["spec"]), seconds=time.monotonic() - started, peak_rss_mb=end.peak_rss_mb)
+        return StepResult(spec=Spec.model_validate(told["spec"]), seconds=time.monotonic() - started, peak_rss_mb=told["peak_rss_mb"])
     if end.stopped is None and "error" in told:
         error = from_dict(told["error"])
         if told["unforeseen"] and error.hint is None:
@@ -153,13 +154,11 @@ class _End:
     Attributes:
         stopped: why it was stopped: ``cancelled``, ``memory``, ``time``; None where it ended itself.
         code: its exit code, or the negative number of the signal that killed it.
-        peak_rss_mb: highest resident memory of a process of it, in MB of 2^20 bytes.
         group_mb: highest resident memory of all its processes together that was seen, in MB of 10^6 bytes.
     """
 
     stopped: str | None
     code: int
-    peak_rss_mb: float
     group_mb: float
 
 
@@ -167,11 +166,11 @@ def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: thr
     """Wait for the process's end, or end it."""
     stopped, group_mb = None, 0.0
     while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        pid, status = os.waitpid(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             _kill_group(process.pid)  # whatever it left behind
-            return _End(stopped, process.returncode, usage.ru_maxrss / 1024, max(group_mb, usage.ru_maxrss * 1024 / 1e6))
+            return _End(stopped, process.returncode, group_mb)
         if stopped is None:
             group_mb = max(group_mb, _group_rss_mb(process.pid))
             if cancelled.is_set():
@@ -278,6 +277,20 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
+def peak_rss_mb() -> float:
+    """Highest resident memory of this process, or of one that it has waited for, in MB of 2^20 bytes.
+
+    Not getrusage's figure for this process, nor wait4's for a child: they keep what the parent had when it forked, across exec.
+    Source: proc_pid_status(5), VmHWM; getrusage(2), ru_maxrss.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return max(children, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    own = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+    return max(children, int(own.split()[1]) / 1024)
+
+
 def main() -> int:
     """The process of a step: request file, file number of the event pipe, process id of the parent."""
     description, pipe, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -294,7 +307,7 @@ def main() -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         spec = execute(request, lambda fraction, message: tell(fraction=fraction, message=message))
-        tell(spec=spec.model_dump(mode="json"))
+        tell(spec=spec.model_dump(mode="json"), peak_rss_mb=peak_rss_mb())
         return 0
     except EdgeExportError as exc:
         tell(error=exc.as_dict(), unforeseen=False)

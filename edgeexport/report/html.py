@@ -32,9 +32,9 @@ NOISE = 1e-12
 
 # Titles of the text spec's and the model's keys; a key that is not here shows under its own name.
 TEXT_TITLES = {
-    "max_length": "Longest text, in tokens", "own_max_length": "Longest text that the checkpoint takes, in tokens", "inputs": "Inputs of the model",
-    "pad_id": "Padding token id", "mask_id": "Mask token id", "pooling": "Pooling of token vectors", "normalize": "Vectors scaled to length 1",
-    "query_prefix": "Put before a query", "document_prefix": "Put before a document",
+    "max_length": "Longest text, in tokens", "own_max_length": "Longest text that the checkpoint takes, in tokens",
+    "inputs": "Inputs of the model", "pad_id": "Padding token id", "mask_id": "Mask token id", "pooling": "Pooling of token vectors",
+    "normalize": "Vectors scaled to length 1", "query_prefix": "Put before a query", "document_prefix": "Put before a document",
 }
 MODEL_TITLES = {
     "source": "Source", "revision": "Revision", "task": "Task", "architecture": "Architecture", "parameters": "Parameters, tied ones once",
@@ -82,7 +82,9 @@ def decimals_for(estimate: Estimate, bound: float | None = None, least: int = 3)
 
 def apart(values: Sequence[float], bound: float | None, decimals: int) -> int:
     """So many decimals or more, such that a number on one side of the bound does not read as the bound itself."""
-    while bound is not None and decimals < DECIMALS_MAX and any(v != bound and round(v, decimals) == round(bound, decimals) for v in values):
+    if bound is None:
+        return decimals
+    while decimals < DECIMALS_MAX and any(value != bound and round(value, decimals) == round(bound, decimals) for value in values):
         decimals += 1
     return decimals
 
@@ -140,13 +142,15 @@ class IntervalPlot:
         dot: where the figure is, in percent of the width.
         low: where its interval begins, seen from the left; None without an interval.
         high: where that ends.
-        ends: the numbers at the left and right end.
+        edge: where the figure's range ends on the right.
+        ends: the numbers at the left end and at `edge`.
         bound: the number in the middle.
     """
 
     dot: float
     low: float | None
     high: float | None
+    edge: float
     ends: tuple[str, str]
     bound: str
 
@@ -162,24 +166,36 @@ def interval_plot(check: Check) -> IntervalPlot | None:
     figure, bound = check.figure, check.bound
     numbers = [figure.low, figure.value, figure.high] if isinstance(figure, Estimate) else [float(figure)]
     reach = max((abs(number - bound) for number in numbers if math.isfinite(number)), default=0.0)
-    if check.relation == ">=":
-        natural, sign = 1 - bound if 0 < bound < 1 else reach, 1
-    else:
-        natural, sign = bound if bound > 0 else reach, -1
+    # The best that the figure can be; None where it has no end, such as a drop, which may be a gain.
+    best = None
+    if check.relation == ">=" and 0 < bound < 1 and max(numbers) <= 1:
+        best = 1.0
+    elif check.relation == "<=" and bound > 0 and min(numbers) >= 0:
+        best = 0.0
+    natural = abs(bound) if best is None else abs(best - bound)
     # A whisker needs more room than a dot before its side of the line can be seen.
     near = natural / (6 if isinstance(figure, Estimate) else 30)
-    half = (natural if near < reach <= natural else 1.15 * reach) or natural or 1.0
+    half = (natural if near < reach <= natural else rounded_up(1.1 * reach)) or natural or 1.0
+    sign = 1 if check.relation == ">=" else -1
 
     def place(number: float) -> float:
         return 50.0 if math.isnan(number) else min(100.0, max(0.0, 50 + 50 * sign * (number - bound) / half))
 
-    ends = [bound - sign * half, bound + sign * half]
+    left, right = bound - sign * half, bound + sign * half
+    if best is not None and half > natural:
+        right = best
     decimals = min(DECIMALS_MAX, max(0, 1 - math.floor(math.log10(half))))
     low = high = None
     if isinstance(figure, Estimate):
         low, high = sorted((place(figure.low), place(figure.high)))
-    left, right = (plain(round(end, decimals)) for end in ends)
-    return IntervalPlot(place(numbers[len(numbers) // 2]), low, high, (left, right), plain(bound))
+    ends = plain(round(left, decimals)), plain(round(right, decimals))
+    return IntervalPlot(place(numbers[len(numbers) // 2]), low, high, place(right), ends, plain(bound))
+
+
+def rounded_up(number: float) -> float:
+    """The next number above with one digit, such as 0.06 for 0.0513; 0 for 0."""
+    power = 10.0 ** math.floor(math.log10(number)) if number > 0 else 1.0
+    return math.ceil(number / power) * power
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,8 @@ def latency_chart(lanes: Sequence[LaneReport]) -> LatencyChart | None:
     kept = [tick for tick in ticks if bottom <= tick <= top]
     if len(kept) > 9:
         kept = [tick for tick in kept if math.isclose(math.log10(tick) % 1, 0, abs_tol=1e-9) or tick in (bottom, top)]
-    return LatencyChart(tuple((x(length), str(length)) for length in lengths), tuple((y(tick), plain(tick)) for tick in kept), spread(curves))
+    x_ticks = tuple((x(length), str(length)) for length in lengths)
+    return LatencyChart(x_ticks, tuple((y(tick), plain(tick)) for tick in kept), spread(curves))
 
 
 def spread(curves: Sequence[Curve], gap: float = 8.0) -> tuple[Curve, ...]:
@@ -300,6 +317,8 @@ def sentences(report: Report) -> list[str]:
     if not found and report.verdict is Verdict.PASS:
         which = "the lane" if len(lanes) == 1 else f"each of the {len(lanes)} {'required ' if lanes[0].required else ''}lanes"
         found.append(f"Every figure that was checked keeps its bound in {which}, with its whole 95{NBSP}% interval where it has one.")
+    elif not found:
+        found.append("No check reached a verdict.")
     for lane in report.lanes:
         if lane not in lanes and lane.verdict not in (None, Verdict.PASS):
             found.append(f"The optional lane {lane.lane} does not count; its verdict is {lane.verdict}.")
@@ -311,15 +330,15 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def open_checks(report: Report) -> list[tuple[str, str, str]]:
-    """What has no verdict, each once: check, the lanes where, and why."""
+def open_checks(report: Report) -> list[tuple[str, str]]:
+    """What has no verdict, each once: the check with the lanes where, and why."""
     found: dict[tuple[str, str], list[str]] = {}
     for lane in report.lanes:
         for check in lane.checks:
             if check.verdict is None:
                 found.setdefault((check.name, check.note or NOT_MEASURED), []).append(lane.lane)
     offered = sum(lane.variant is not None for lane in report.lanes)
-    return [(name, "every lane" if len(lanes) == offered else f"lane {listed(lanes)}", note) for (name, note), lanes in found.items()]
+    return [(name if len(lanes) == offered else f"{name} (lane {listed(lanes)})", note) for (name, note), lanes in found.items()]
 
 
 def groups(report: Report) -> list[tuple[str, Verdict | None]]:
@@ -342,7 +361,7 @@ def obtained(check: Check) -> str:
     """How a figure was obtained: where, from how many examples, and how its interval was made."""
     parts = [check.how] if check.how else []
     if isinstance(check.figure, Estimate):
-        parts.append(f"{check.figure.n:,} examples, interval by {check.figure.method}")
+        parts.append(f"{check.figure.n:,}{NBSP}examples, interval by {check.figure.method}")
     return "; ".join(parts)
 
 
@@ -352,23 +371,23 @@ def setting(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, list | tuple):
         more = len(value) - LABELS_SHOWN
         return ", ".join(str(item) for item in value[:LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return str(value)
+    # A blank at an end, as prefixes have, could not be seen without quotes.
+    return f"“{value}”" if str(value) != str(value).strip() else str(value)
 
 
 def model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of the model; a licence that no file states is said to be so."""
+    unknown = {"licence": "not stated", "parameters": "unknown", "float32_bytes": "unknown", "revision": "none recorded"}
     rows = []
     for key in [*(key for key in MODEL_TITLES if key in model), *(key for key in model if key not in MODEL_TITLES)]:
         value = model[key]
         if key == "labels" and not value:
             continue
-        missing = {"licence": "not stated", "parameters": "unknown", "float32_bytes": "unknown", "revision": "none: not from a hub"}
-        rows.append((MODEL_TITLES.get(key, key), missing[key] if value is None and key in missing else setting(value)))
+        text = unknown.get(key, "none") if value is None else f"{value:,}" if isinstance(value, int) else setting(value)
+        rows.append((MODEL_TITLES.get(key, key), text))
     return rows
 
 
@@ -403,12 +422,12 @@ def render_html(report: Report) -> str:
         "amount": amount, "fixed": fixed, "plain": plain, "percent": percent, "megabytes": megabytes, "unit": unit, "where": where,
         "estimate": estimate_figure, "check_figure": check_figure, "plot": interval_plot, "obtained": obtained, "by_group": by_group,
     }
-    environment.globals |= {"three_digits": three_digits, "step_parts": step_parts, "NBSP": NBSP}
+    environment.globals |= {"three_digits": three_digits, "step_parts": step_parts}
     source = (importlib.resources.files("edgeexport.report") / TEMPLATE).read_text(encoding="utf-8")
     offered = [lane for lane in report.lanes if lane.variant is not None]
     return environment.from_string(source).render(
         report=report, offered=offered, refused=[lane for lane in report.lanes if lane.variant is None], where_all=where(report.scope),
         sentences=sentences(report), groups=groups(report), open_checks=open_checks(report), latency=latency_chart(offered),
         bars=size_bars(report), text_rows=text_rows(report.text), model_rows=model_rows(report.model),
-        measured=[lane for lane in offered if lane.metrics], uncut=[lane for lane in offered if lane.untruncated], cut_shares=cut_shares(offered),
-        same_uncut=all(lane.untruncated == lane.metrics for lane in offered))
+        measured=[lane for lane in offered if lane.metrics], uncut=[lane for lane in offered if lane.untruncated],
+        cut_shares=cut_shares(offered), same_uncut=all(lane.untruncated == lane.metrics for lane in offered))

@@ -7,6 +7,9 @@ every task, which takes a quarter of an hour.
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,13 @@ from tiny import ARCHITECTURES, LENGTHS, MAX_LENGTH, MODEL_CLASSES, TEXTS, Case
 from zoo import Zoo
 
 from edgeexport.artifact import Task
+from edgeexport.catalog import find_step
 from edgeexport.checkpoint import ENCODERS
-from edgeexport.session import Session
+from edgeexport.inspection import inspect_file
+from edgeexport.recipe import ModelSection
+from edgeexport.session import Payload, Session
 from edgeexport.session.tasks import output_names
+from edgeexport.session.text import Encoded
 
 ALL = [Case(architecture, task) for architecture in ARCHITECTURES for task in MODEL_CLASSES]
 SOME = [
@@ -136,17 +143,42 @@ def test_padding_changes_nothing(zoo: Zoo, case: Case) -> None:
             assert np.abs(value - other).max() <= 1e-5 * max(unit, 1.0)
 
 
-def outputs_at(session: Session, encoded, length: int) -> dict[str, np.ndarray]:
+def outputs_at(session: Session, encoded: Encoded, length: int) -> dict[str, np.ndarray]:
     return session.model.run(encoded.feeds(session.payload.spec, length))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_are_named_by_the_task(zoo: Zoo, case: Case) -> None:
-    from edgeexport.inspection import inspect_file
-
     names = output_names(case.task, "none" if case.task is Task.FEATURE_EXTRACTION else "mean")
     (onnx,) = inspect_file(zoo.exported(case, "onnx").path / "model.onnx").signatures
     assert tuple(value.name for value in onnx.outputs) == names
     lite = inspect_file(zoo.exported(case, "tflite").path / "model.tflite").signatures
     assert {signature.name for signature in lite} == {f"seq_{length}" for length in LENGTHS}
     assert all({value.name for value in signature.outputs} == set(names) for signature in lite)
+
+
+def test_padding_stays_hidden_from_large_scores(zoo: Zoo, tmp_path: Path) -> None:
+    """Attention scores in the hundreds, as some trained models have them: the number that hides padding must outdo them."""
+    from safetensors.torch import load_file, save_file
+
+    case = Case("bert", Task.FEATURE_EXTRACTION, layers=1)
+    directory = Path(shutil.copytree(zoo.directory(case), tmp_path / "m"))
+    weights = load_file(directory / "model.safetensors")
+    weights["encoder.layer.0.attention.self.query.weight"] *= 200
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    original = Original(directory, case.task)
+    largest = 0.0
+
+    def note(module: Any, inputs: Any, output: Any) -> None:  # the scores are the query times the key
+        nonlocal largest
+        largest = max(largest, float(output.abs().max()))
+
+    original.model.encoder.layer[0].attention.self.query.register_forward_hook(note)
+    checkpoint = zoo.load(directory, ModelSection(source="m", max_length=12))
+    model = zoo.run(find_step("export_onnx")(), {"checkpoint": checkpoint})
+    session = Session(Payload(zoo.payload(checkpoint, model).path), "v", "onnxruntime")
+    for text in ("one", "two words here", "Rain, then snow"):
+        encoded = session.encode(text)
+        wanted = original.outputs(text)["last_hidden_state"]
+        assert outputs_at(session, encoded, 12)["token_embeddings"][:, :len(encoded.ids)] == pytest.approx(wanted, abs=1e-3)
+    assert largest > 500

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgeexport.converters._tflite_file import compact
 from tiny import LENGTHS, MAX_LENGTH, TEXTS, Case
 from zoo import Zoo, as_rows
 
 from edgeexport.artifact import Task
-from edgeexport.converters._tflite_file import compact
 from edgeexport.errors import RecipeError
 from edgeexport.inspection import inspect_file
 from edgeexport.policy import Override, Policy
@@ -22,7 +22,7 @@ from edgeexport.session.evidence import Answers
 from edgeexport.step import Context, View
 
 CLASSIFIER = Case("bert", Task.TEXT_CLASSIFICATION)
-TAGGER = Case("roberta", Task.TOKEN_CLASSIFICATION, layers=1)
+TAGGER = Case("bert", Task.TOKEN_CLASSIFICATION, layers=1)
 EMBEDDER = Case("bert", Task.SENTENCE_SIMILARITY, "mean", normalize=True, layers=1)
 ASKED = TEXTS[33:233:2]  # of the calibration's texts, every second is among them
 
@@ -230,7 +230,7 @@ def test_an_override_that_matches_nothing_is_an_error(zoo: Zoo, model_format: st
 
 
 def test_what_onnx_cannot_mix_is_refused(zoo: Zoo) -> None:
-    assert "can't hold 'static'" in refusal(zoo, "onnx", policy("dynamic", **{"classifier": "static"})).reason
+    assert "can't hold 'static'" in refusal(zoo, "onnx", policy("dynamic", classifier="static")).reason
     assert "weight-only" in refusal(zoo, "onnx", policy("weight-only")).reason
 
 

@@ -90,7 +90,7 @@ class Case:
     layers: int = 2
 
     def __str__(self) -> str:
-        return "-".join([self.architecture, self.task, *([self.pooling] if self.pooling else []), *(["normalize"] if self.normalize else [])])
+        return "-".join([self.architecture, self.task, *([] if self.layers == 2 else [f"{self.layers}-layer"]), *([self.pooling] if self.pooling else []), *(["normalize"] if self.normalize else [])])
 
 
 def write_checkpoint(directory: Path, case: Case, **config: Any) -> Path:

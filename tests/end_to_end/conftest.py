@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_checkpoint
+from tiny import Case, write_checkpoint
 
 from edgeexport.artifact import Task
 from edgeexport.store import default_root
@@ -77,4 +77,4 @@ def cli(new_cli: Callable[[], Cli]) -> Cli:
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny seeded BERT with a classification head."""
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "classifier", "bert", Task.TEXT_CLASSIFICATION)
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "classifier", Case("bert", Task.TEXT_CLASSIFICATION))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from tiny import CLASSES
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_no_network_says_how_to_use_a_local_copy(cli: Cli) -> None:
 
 
 def test_evaluation_data_with_wrong_fields(cli: Cli, model: Path) -> None:
-    (cli.directory / "data.csv").write_text("sentence,label\nhello,LABEL_0\n")
+    (cli.directory / "data.csv").write_text(f"sentence,label\nhello,{CLASSES[0]}\n")
     (cli.directory / "edgeexport.toml").write_text(
         f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[data.evaluation]\nfile = "data.csv"\n')
     error = fails(cli, "build", "--target", "linux-x86_64")
@@ -114,7 +115,7 @@ def test_evaluation_data_with_wrong_fields(cli: Cli, model: Path) -> None:
 
 
 def test_evaluation_data_that_calibrates_is_refused_with_examples(cli: Cli, model: Path) -> None:
-    (cli.directory / "data.csv").write_text("text,label\nHello there,LABEL_0\nquite another,LABEL_1\n")
+    (cli.directory / "data.csv").write_text(f"text,label\nHello there,{CLASSES[0]}\nquite another,{CLASSES[1]}\n")
     (cli.directory / "calibration.txt").write_text("hello   THERE!\nsomething else\n")
     (cli.directory / "edgeexport.toml").write_text(
         f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[data.evaluation]\nfile = "data.csv"\n'

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from tiny import CLASSES
 
 RECIPE = """schema = 1
 name = "tiny"
@@ -122,11 +123,9 @@ def test_a_step_that_needs_too_much_memory_is_named(cli: Cli, recipe: Callable[.
     assert "--memory-mb" in ran.err
 
 
-def test_labelled_data_and_static_precisions(cli: Cli, recipe: Callable[..., None], classifier: Path) -> None:
+def test_labelled_data_and_static_precisions(cli: Cli, recipe: Callable[..., None]) -> None:
     words = [f"w{i}" for i in range(40)]
-    labels = json.loads((classifier / "config.json").read_text()).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-    labels = list(labels.values())
-    rows = ["text,label"] + [f"{' '.join(words[i % 7:i % 7 + 5])} {i},{labels[i % len(labels)]}" for i in range(60)]
+    rows = ["text,label"] + [f"{' '.join(words[i % 7:i % 7 + 5])} {i},{CLASSES[i % len(CLASSES)]}" for i in range(60)]
     (cli.directory / "evaluation.csv").write_text("\n".join(rows))
     (cli.directory / "calibration.txt").write_text("\n".join(f"calibrate {i} {' '.join(words[:i % 9])}" for i in range(30)))
     recipe("""[precision.onnx]

@@ -166,6 +166,13 @@ def test_a_damaged_blob_is_never_served_and_can_be_made_anew(store: Store, damag
     assert find(store, 1) == entry
 
 
+def test_a_quick_look_sees_a_blob_of_another_size(store: Store) -> None:
+    entry = put(store, 1)
+    assert store.find("make", key_of(1)) == entry
+    cut_half(store.blob_path(entry.artifact.tree["more/file"]))
+    assert store.find("make", key_of(1)) is None
+
+
 def test_a_flipped_byte_also_ends_other_actions_with_that_blob(store: Store) -> None:
     first, second = put(store, 1, {"a": b"shared"}), put(store, 2, {"b": b"shared"})
     flip_last_byte(store.blob_path(first.artifact.tree["a"]))
