@@ -10,3 +10,11 @@ from zoo import Zoo
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """Checkpoints, exports and sessions, each made once."""
     return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two threads wait for each other longer than these models take."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -86,7 +86,8 @@ def test_weight_only_is_the_float_model_with_rounded_weights(zoo: Zoo) -> None:
     count = 0
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].builtinCode in {schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.EMBEDDING_LOOKUP}:
+            code = model.operatorCodes[operator.opcodeIndex].builtinCode
+            if code in {schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.EMBEDDING_LOOKUP}:
                 tensor = graph.tensors[operator.inputs[1]]
                 weights = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(np.float32).reshape(tensor.shape)
                 integers, scale = rounded(weights)
@@ -175,7 +176,8 @@ def test_overrides_leave_modules_in_float(zoo: Zoo) -> None:
     count = len(LENGTHS)
     whole = computed(zoo.quantized(CLASSIFIER, "tflite", "dynamic-int8"))
     assert whole["FULLY_CONNECTED", "int8-dynamic"] == 14 * count and not whole["FULLY_CONNECTED", "float"]
-    for match, left in (("*.layer.0.*", 6), ("*.self.query", 2), ("classifier", 1), ("bert.encoder.layer.1.output.dense.weight", 1), ("*.layer.?.*", 12)):
+    expected = {"*.layer.0.*": 6, "*.self.query": 2, "classifier": 1, "bert.encoder.layer.1.output.dense.weight": 1, "*.layer.?.*": 12}
+    for match, left in expected.items():
         found = computed(zoo.quantized(CLASSIFIER, "tflite", "dynamic-int8-x", policy("dynamic", **{match: "float"})))
         assert found["FULLY_CONNECTED", "float"] == left * count, match
         assert found["FULLY_CONNECTED", "int8-dynamic"] == (14 - left) * count, match

@@ -39,7 +39,7 @@ class Zoo:
     def run(self, step: Step, inputs: dict[str, View]) -> View:
         """The artifact of a step."""
         out = self.place(step.name)
-        return View(out, step.run(inputs, out, Context(scratch=self.place("scratch"), threads=2)))
+        return View(out, step.run(inputs, out, Context(scratch=self.place("scratch"), threads=1)))
 
     def directory(self, case: Case) -> Path:
         """The checkpoint as a user has it."""
@@ -92,7 +92,7 @@ class Zoo:
         """A session on a model, or on the float32 export of a format."""
         view = self.exported(case, model) if isinstance(model, str) else model
         return self._once(("session", case, view.path), lambda: Session(
-            Payload(self.payload(self.loaded(case), view).path), "v", RUNTIMES[view.spec.kind.value], threads=2))
+            Payload(self.payload(self.loaded(case), view).path), "v", RUNTIMES[view.spec.kind.value]))
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self._made:
