@@ -94,11 +94,12 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
 
 def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence[object],
             right: tuple[np.ndarray, np.ndarray] | None = None) -> MetricResult:
-    broken = fixed = None
-    if right is not None:
-        broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     both = bootstrap([reference, lane, lambda weights: reference(weights) - lane(weights)], clusters)
-    drop = both[2].model_copy(update={"high": max(both[2].high, unseen(clusters))})
+    if right is None:
+        return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2])
+    broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+    open_share = unseen(right[0] != right[1], clusters)
+    drop = both[2].model_copy(update={"high": max(both[2].high, open_share)}) if open_share else both[2]
     return MetricResult(name=name, reference=both[0], lane=both[1], drop=drop, broken=broken, fixed=fixed)
 
 

@@ -135,7 +135,7 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
             equal += same
             texts += [text] * len(same)
         found = bootstrap([weighted_mean(np.array(equal))], texts)[0]
-        return found.model_copy(update={"low": min(found.low, 1 - unseen(texts))})
+        return found.model_copy(update={"low": min(found.low, 1 - unseen(~np.array(equal), texts))})
     return proportion(sum(a == b for a, b in pairs), len(pairs))
 
 

@@ -90,7 +90,9 @@ class Case:
     layers: int = 2
 
     def __str__(self) -> str:
-        return "-".join([self.architecture, self.task, *([] if self.layers == 2 else [f"{self.layers}-layer"]), *([self.pooling] if self.pooling else []), *(["normalize"] if self.normalize else [])])
+        layers = "" if self.layers == 2 else f"{self.layers}-layer"
+        parts = [self.architecture, self.task, layers, self.pooling, "normalize" if self.normalize else ""]
+        return "-".join(part for part in parts if part)
 
 
 def write_checkpoint(directory: Path, case: Case, **config: Any) -> Path:

@@ -41,12 +41,24 @@ def test_the_interval_of_any_share_is_scipys(counts: tuple[int, int]) -> None:
 
 def test_what_no_example_showed_is_bounded_by_their_number() -> None:
     for n in (1, 5, 72, 920):
-        assert unseen(range(n)) == pytest.approx(proportion(0, n).high, abs=1e-12)
-    assert unseen(range(1000)) == pytest.approx(3.689 / 1000, rel=0.01)  # the two-sided "rule of three": -ln(0.025)/n
-    assert unseen(["a", "b"] * 100) == unseen(range(2))
+        assert unseen(none(n), range(n)) == pytest.approx(proportion(0, n).high, abs=1e-12)
+    assert unseen(none(1000), range(1000)) == pytest.approx(3.689 / 1000, rel=0.01)  # the two-sided "rule of three": -ln(0.025)/n
+    assert unseen(none(200), ["a", "b"] * 100) == unseen(none(2), range(2))
     for share in (0.02, 0.05, 0.15):
-        assert unseen(range(enough(share))) <= share < unseen(range(enough(share) - 1))
+        assert unseen(none(enough(share)), range(enough(share))) <= share < unseen(none(enough(share) - 1), range(enough(share) - 1))
     assert enough(0.05) == 72
+
+
+def test_where_several_clusters_hold_exceptions_the_bootstrap_tells() -> None:
+    exceptions = none(100)
+    exceptions[:20] = True
+    assert unseen(exceptions, range(100)) == 0.0
+    assert unseen(exceptions, [i // 20 for i in range(100)]) == unseen(none(5), range(5))  # all twenty are in one cluster
+    assert unseen(exceptions, [i // 4 for i in range(100)]) == 0.0  # they are in five
+
+
+def none(n: int) -> np.ndarray:
+    return np.zeros(n, np.bool_)
 
 
 # -- quantiles

@@ -14,6 +14,7 @@ from edgeexport.artifact import Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Verdict
+from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.metrics import MetricResult, compare, macro_f1, metric_check, retrieval_ranks
 
 LABELS = ("a", "b", "c")
@@ -174,9 +175,21 @@ def test_a_few_examples_without_any_change_prove_nothing() -> None:
     check = metric_check(result(truth, truth, truth), 0.02, "here")
     assert check.verdict is Verdict.INCONCLUSIVE
     assert str(check.note).endswith("20 are too few to prove it, even without any change; 183 can")
-    better = metric_check(result(truth, [0] * 20, truth), 0.02, "")
-    assert better.note == "0 answers broken, 10 fixed; 20 are too few to prove it, even without any change; 183 can"
-    assert better.verdict is Verdict.INCONCLUSIVE  # ten fixed, and yet one in six might be broken
+    one_fixed = metric_check(result(truth, [1, *truth[1:]], truth), 0.02, "here")
+    assert one_fixed.verdict is Verdict.INCONCLUSIVE  # none was broken, and yet one in six might be
+    assert str(one_fixed.note).startswith("0 answers broken, 1 fixed; 20 are too few")
+
+
+def test_many_changes_in_both_directions_are_told_by_resampling() -> None:
+    truth = [0, 1] * 460
+    original = [1 - t if i < 8 else t for i, t in enumerate(truth)]
+    lane = [1 - t if 8 <= i < 17 else t for i, t in enumerate(truth)]
+    check = metric_check(result(truth, original, lane), 0.02, "here")
+    assert check.note == "9 answers broken, 8 fixed"
+    assert check.verdict is Verdict.PASS
+    assert isinstance(check.figure, Estimate)
+    # One in 920 lost, with the standard deviation of a difference of two rare counts.
+    assert check.figure.high == pytest.approx(1 / 920 + 1.96 * np.sqrt(17) / 920, rel=0.1)
 
 
 def test_a_lane_that_lost_much_fails() -> None:
