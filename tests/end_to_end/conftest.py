@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Cli
 from tiny import Case, write_checkpoint
 
 from edgeexport.artifact import Task
 from edgeexport.store import default_root
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Cli:
-    """The command line with a store and a working directory of its own; the runtimes' environments are shared by all tests."""
-
-    directory: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "EDGEEXPORT_CACHE": str(self.directory / "cache"), "CI": "true", "COLUMNS": "80"}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "edgeexport", *arguments]
-
-    def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> Ran:
-        done = subprocess.run(self.command(*arguments), cwd=self.directory, env=self.environment | (env or {}), capture_output=True,
-                              text=True, check=False, stdin=subprocess.DEVNULL)
-        return Ran(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session")

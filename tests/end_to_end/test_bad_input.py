@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 from tiny import CLASSES
 
 

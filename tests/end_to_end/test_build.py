@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 from tiny import CLASSES
 
 RECIPE = """schema = 1

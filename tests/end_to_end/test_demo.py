@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Cli
+from command_line import Cli
 
 from edgeexport.runner.environment import Environment
 

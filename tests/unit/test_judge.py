@@ -181,9 +181,9 @@ def test_labelled_data_judge_the_drop_of_the_metric(right: int, verdict: Verdict
 
 
 def test_where_the_recipe_cuts_texts_the_uncut_original_decides() -> None:
-    data, uncut = retrieval(200, 200)
+    data, uncut = retrieval(80, 80)
     probes = question()
-    cut = retrieval(200, 150)[1]
+    cut = retrieval(80, 60)[1]
     asked = question(datasets={**probes.datasets, "evaluation": data}, reference={**probes.reference, "evaluation": cut}, untruncated=uncut)
     report = judged(asked, answers={"probes": vectors(noise=0.01), "evaluation": cut})
     assert report.metrics[0].drop.value == 0
