@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.policy import Policy
+from edgeexport.policy import Policy, Scheme
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._calibration import calibration_feeds
@@ -42,14 +42,18 @@ class QuantizeOnnx(Step):
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A quarter of the bytes; refuses what onnxruntime's quantizer has no form for."""
-        model = inputs["model"]
-        for override in self.policy.overrides:
-            if override.scheme not in {"float", self.policy.default}:
-                return Refusal(reason=f"in ONNX a policy with default '{self.policy.default}' can't hold '{override.scheme}' operators",
-                               hint="override with scheme 'float'")
-        if self.policy.default == "weight-only":
+        model, schemes = inputs["model"], self.schemes
+        if len(schemes) > 1:
+            return Refusal(reason=f"one ONNX file can't hold {' and '.join(schemes)} operators",
+                           hint="override with scheme 'float'")
+        if schemes == ["weight-only"]:
             return Refusal(reason="ONNX has no preset for weight-only INT8", hint="use dynamic-int8")
         return model.model_copy(update={"precision": self.precision, "bytes": (model.bytes or 0) // 4, "facts": {}})
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """What the policy asks for, besides float."""
+        return sorted({self.policy.default, *(override.scheme for override in self.policy.overrides)} - {"float"})
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize every operator that the policy does not leave in float."""
@@ -60,7 +64,7 @@ class QuantizeOnnx(Step):
         target = out / "model.onnx"
         left = left_in_float(onnx.load(path, load_external_data=False), self.policy)
         context.report(None, f"quantizing ({self.precision})")
-        if self.policy.default == "dynamic":
+        if self.schemes == ["dynamic"]:
             quantize_dynamic(path, target, per_channel=True, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
         else:
             feeds = calibration_feeds(inputs["checkpoint"].path, inputs["calibration"].path)

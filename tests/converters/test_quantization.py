@@ -55,7 +55,7 @@ def test_int8_is_near_the_original(zoo: Zoo, case: Case, model_format: str, prec
 
     report = inspect_file(model_file(quantized))
     assert quantized.spec.precision == precision
-    assert report.integer_weight_share is not None and report.integer_weight_share > 0.95
+    assert report.integer_weight_share is not None and report.integer_weight_share > 0.85  # tables of positions stay float
     assert report.integer_compute_share == (0.0 if precision == "weight-only-int8" else 1.0)
     assert report.bytes < 0.7 * model_file(zoo.exported(case, model_format)).stat().st_size
     assert not report.weights_behind_flatbuffer
@@ -194,9 +194,9 @@ def test_the_last_override_decides(zoo: Zoo) -> None:
     found = computed(zoo.quantized(CLASSIFIER, "tflite", "x", rules))
     assert found["FULLY_CONNECTED", "int8-dynamic"] == len(LENGTHS)
     assert found["FULLY_CONNECTED", "float"] == 13 * len(LENGTHS)
-    rules = policy("float", **{"op:MatMul": "dynamic", "*.layer.1.*": "float"})
-    with pytest.raises(AssertionError):  # a policy of floats with exceptions is refused in ONNX before any work
-        assert not hasattr(refusal(zoo, "onnx", rules), "reason")
+    found = computed(zoo.quantized(CLASSIFIER, "onnx", "x", policy("float", **{"op:MatMul": "dynamic", "*.layer.1.*": "float"})))
+    assert found["MatMulInteger", "int8-dynamic"] == 6
+    assert found["Gemm", "float"] == 2
 
 
 def refusal(zoo: Zoo, model_format: str, rules: Policy) -> Any:
@@ -232,7 +232,7 @@ def test_an_override_that_matches_nothing_is_an_error(zoo: Zoo, model_format: st
 
 
 def test_what_onnx_cannot_mix_is_refused(zoo: Zoo) -> None:
-    assert "can't hold 'static'" in refusal(zoo, "onnx", policy("dynamic", classifier="static")).reason
+    assert "can't hold dynamic and static" in refusal(zoo, "onnx", policy("dynamic", classifier="static")).reason
     assert "weight-only" in refusal(zoo, "onnx", policy("weight-only")).reason
 
 
