@@ -22,16 +22,15 @@ SHORTEST_LENGTH = 16
 
 @dataclass(frozen=True)
 class Origin:
-    """The converters that a kind of source goes through: to load it, to export each format, to compute its reference."""
+    """The converters that a kind of source goes through: to export each format, and to compute its reference."""
 
-    load: str
     export: Mapping[str, str]
     reference: str
 
 
 ORIGINS = {
-    Kind.CHECKPOINT: Origin("load_checkpoint", {"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
-    Kind.SAVED_MODEL: Origin("load_saved_model", {"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
+    Kind.CHECKPOINT: Origin({"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
+    Kind.SAVED_MODEL: Origin({"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
 }
 
 
@@ -196,7 +195,8 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     source = with_digests(resolved.source)
     graph = _Graph({"source": source, **resolved.leaves})
     origin = ORIGINS[resolved.spec.kind]
-    checkpoint = graph.must(origin.load, make_step(origin.load, spec=resolved.spec, text=resolved.text.as_dict()), {"source": "@source"})
+    load = make_step("load_checkpoint", spec=resolved.spec, text=resolved.text.as_dict())
+    checkpoint = graph.must("load_checkpoint", load, {"source": "@source"})
 
     judging = {name: f"@{name}" for name in resolved.judging}
     lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)

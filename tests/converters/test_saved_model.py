@@ -163,7 +163,7 @@ class Build:
         model = read_saved_model(directory)
         digests = {name: digest_file(model.path / name) for name in model.sizes}
         given = View(model.path, Spec(kind=Kind.SOURCE, facts={"digests": digests}))
-        return self.step("load_saved_model", {"source": given}, spec=model.spec(self.section), text=model.text_spec(self.section).as_dict())
+        return self.step("load_checkpoint", {"source": given}, spec=model.spec(self.section), text=model.text_spec(self.section).as_dict())
 
     def dataset(self, name: str, rows: Sequence[Row]) -> View:
         path = self.root / f"data-{name}"
@@ -378,7 +378,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path: Path, build: Ca
     model = read_saved_model(source(tmp_path / "model", classifier(), "exported"))
     given = View(model.path, Spec(kind=Kind.SOURCE, facts={"digests": dict.fromkeys(model.sizes, "0" * 64)}))
     with pytest.raises(CheckpointError, match="changed while it was read"):
-        steps.step("load_saved_model", {"source": given}, spec=model.spec(steps.section), text=model.text_spec(steps.section).as_dict())
+        steps.step("load_checkpoint", {"source": given}, spec=model.spec(steps.section), text=model.text_spec(steps.section).as_dict())
 
 
 def test_refused_before_any_work(tmp_path: Path) -> None:
