@@ -150,7 +150,7 @@ class _SharedQuantization:
     def __init__(self, table: Any, written: dict[Any, int]) -> None:
         self._table, self._written = table, written
 
-    def Pack(self, builder: Any) -> int:  # noqa: N802: the name that the generated code calls
+    def Pack(self, builder: Any) -> int:  # the name that the generated code calls
         from ai_edge_litert import schema_py_generated as schema
 
         table = self._table

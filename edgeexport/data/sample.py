@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "session.pyz"))
 
-from edgeexport.session import Bundle  # noqa: E402: the path must be set first
+from edgeexport.session import Bundle
 
 
 def main() -> None:
