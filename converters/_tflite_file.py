@@ -11,6 +11,8 @@ converter may have fused with what lies before it, the module is the one that ho
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,12 +26,16 @@ if TYPE_CHECKING:
 MODULE = re.compile(r"(?:[\w<>]+\.)*[A-Za-z0-9]+_(\w+)")
 # What it puts between the parts of a fused operator's name.
 FUSED = ";;"
+# What alignment may add to a file. A builder that grows doubles its memory and copies it.
+BUILDER_ROOM = 1_000_000
 # Operators with weights: place of the weights and of the bias among their inputs.
 WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "EMBEDDING_LOOKUP": (1, None), "GATHER": (0, None)}
 
 
-def compact(data: bytes, modules: Mapping[str, Module] | None = None) -> bytes:
+def compact(data: bytes | mmap.mmap, modules: Mapping[str, Module] | None = None) -> memoryview:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
+
+    Holds the weights once besides `data`: nothing else that large may be copied, or it would be the peak of the step's memory.
 
     Args:
         data: the file's content.
@@ -42,18 +48,17 @@ def compact(data: bytes, modules: Mapping[str, Module] | None = None) -> bytes:
 
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     kept: dict[bytes, int] = {}
+    first: list[int] = []  # of each buffer, the first with the same content
     for index, buffer in enumerate(model.buffers):
         if buffer.offset > 1:  # 0 and 1 say: no data behind the flatbuffer
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
-        if buffer.data is not None and len(buffer.data):
-            kept.setdefault(bytes(buffer.data), index)
+        filled = buffer.data is not None and len(buffer.data)
+        first.append(kept.setdefault(hashlib.sha256(buffer.data).digest(), index) if filled else index)
     written: dict[Any, int] = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            content = model.buffers[tensor.buffer].data
-            if content is not None and len(content):
-                tensor.buffer = kept[bytes(content)]
+            tensor.buffer = first[tensor.buffer]
             if tensor.quantization is not None:
                 tensor.quantization = _SharedQuantization(tensor.quantization, written)
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or []}
@@ -62,9 +67,9 @@ def compact(data: bytes, modules: Mapping[str, Module] | None = None) -> bytes:
             buffer.data = None
     if modules is not None:
         name_tensors(model, modules)
-    builder = flatbuffers.Builder(len(data))
+    builder = flatbuffers.Builder(len(data) + BUILDER_ROOM)
     builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return memoryview(builder.Bytes)[builder.Head():]
 
 
 class Module(NamedTuple):

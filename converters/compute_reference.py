@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
-from edgeexport.dataset import ROWS_FILE, Row, read_rows
+from edgeexport.dataset import Row
 from edgeexport.errors import DataError
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, TextSpec
-from edgeexport.step import Context, Refusal, Step, View
+from edgeexport.step import Context, View
 
+from ._reference import Reference
 from ._task_model import load_model, normalized, pool, read_text
 
 if TYPE_CHECKING:
@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 BATCH = 16
 
 
-class ComputeReference(Step):
-    """Answer every row of every data set with the original.
+class ComputeReference(Reference):
+    """Answer with the original in Transformers.
 
     Nothing of the way to the lanes is used: the tokens are Transformers', the attention its own, pooling is outside the model.
-
-    Attributes:
-        datasets: names of the inputs that are data sets.
-        own_length: cut texts only where the checkpoint itself must, not where the recipe does.
     """
 
     name: ClassVar[str] = "compute_reference"
@@ -41,13 +37,6 @@ class ComputeReference(Step):
     extra: ClassVar[str | None] = "convert"
     seconds_guess: ClassVar[float] = 25.0
 
-    datasets: tuple[str, ...]
-    own_length: bool = False
-
-    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
-        """Answers to all rows."""
-        return Spec(kind=Kind.EVIDENCE, task=inputs["checkpoint"].task, precision="float32")
-
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Rows of one length go together: what an original makes of padding is not its answer."""
         import torch
@@ -55,22 +44,13 @@ class ComputeReference(Step):
         torch.set_num_threads(context.threads)
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
-        original = Original(path, spec, own_length=self.own_length)
-        for name in self.datasets:
-            rows = read_rows(inputs[name].path / ROWS_FILE)
-            told = functools.partial(self._tell, context, name, len(rows))
-            original.answers(rows, told).save(out / f"{name}.npz")
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
-
-    @staticmethod
-    def _tell(context: Context, name: str, total: int, done: int) -> None:
-        context.report(done / total, f"{name}: {done} of {total} texts")
+        return self.answer_all(Original(path, spec), inputs, out, context)
 
 
 class Original:
     """The checkpoint in Transformers."""
 
-    def __init__(self, path: Path, spec: Spec, *, own_length: bool = False) -> None:
+    def __init__(self, path: Path, spec: Spec) -> None:
         """Load model and tokenizer."""
         from transformers import AutoTokenizer
 
@@ -79,9 +59,8 @@ class Original:
         self.head = tasks.Head(task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
         self.model = load_model(path, task)
         self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True)
-        self.max_length = self.text.own_max_length if own_length else self.text.max_length
 
-    def encode(self, row: Row) -> tuple[dict[str, list[int]], Encoded]:
+    def encode(self, row: Row, max_length: int) -> tuple[dict[str, list[int]], Encoded]:
         """The tokens of a row by Transformers' tokenizer."""
         import numpy as np
 
@@ -90,10 +69,10 @@ class Original:
         # A batch of one: of a single pair Transformers 5 drops an empty second text, which its batches, as in training, do not.
         arguments = [[prefix + row.text]] if row.text_pair is None else [[prefix + row.text], [row.text_pair]]
         try:
-            found = self.tokenizer(*arguments, truncation=cut, max_length=self.max_length, return_offsets_mapping=True, padding=False,
+            found = self.tokenizer(*arguments, truncation=cut, max_length=max_length, return_offsets_mapping=True, padding=False,
                                    return_token_type_ids=True)
         except Exception as exc:  # tokenizers raises bare Exception
-            raise DataError(f"The text of row {row.id} cannot be cut to {self.max_length} tokens.", why=str(exc),
+            raise DataError(f"The text of row {row.id} cannot be cut to {max_length} tokens.", why=str(exc),
                             hint="is the question longer than the model's input?" if cut == "only_second" else None) from exc
         encoding = found.encodings[0]
         full = self.tokenizer(*arguments, truncation=False, verbose=False)
@@ -101,11 +80,11 @@ class Original:
         return features, Encoded(np.asarray(encoding.ids, np.int64), np.asarray(encoding.type_ids, np.int64), list(encoding.offsets),
                                  list(encoding.word_ids), list(encoding.sequence_ids), len(full["input_ids"][0]) > len(encoding.ids))
 
-    def answers(self, rows: list[Row], done: Any) -> Answers:
-        """The answers to rows, in their order; `done` is called with the number of rows that are finished."""
+    def answers(self, rows: list[Row], max_length: int, name: str, context: Context) -> Answers:
+        """The answers to rows, in their order."""
         import numpy as np
 
-        encoded = [self.encode(row) for row in rows]
+        encoded = [self.encode(row, max_length) for row in rows]
         lengths = [len(each.ids) for _, each in encoded]
         numbers: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
         decisions: list[list[int]] = [[]] * len(rows)
@@ -115,7 +94,7 @@ class Original:
                 numbers[i] = np.asarray(tasks.numbers(self.head, self.text, encoded[i][1], outputs), np.float32)
                 decisions[i] = tasks.decision(self.head, self.text, encoded[i][1], outputs)
             finished += len(chosen)
-            done(finished)
+            context.report(finished / len(rows), f"{name}: {finished} of {len(rows)} texts")
         return Answers(numbers, decisions, lengths, [e.truncated for _, e in encoded])
 
     def outputs(self, features: list[dict[str, list[int]]]) -> list[dict[str, np.ndarray]]:

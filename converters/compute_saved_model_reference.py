@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
-from edgeexport.dataset import ROWS_FILE, Row, read_rows
+from edgeexport.dataset import Row
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
-from edgeexport.step import Context, Refusal, Step, View
+from edgeexport.step import Context, View
 
+from ._reference import Reference
 from ._tensorflow_model import TensorflowModel, import_tensorflow
 
 if TYPE_CHECKING:
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
 REPORT_EVERY = 25
 
 
-class ComputeSavedModelReference(Step):
-    """Answer every row of every data set with the original.
+class ComputeSavedModelReference(Reference):
+    """Answer with the original in TensorFlow.
 
     Each text goes through alone and without padding, so that a model that does not hide its padding shows it in the lanes' parity.
-
-    Attributes:
-        datasets: names of the inputs that are data sets.
-        own_length: cut texts only where the model itself must, not where the recipe does.
     """
 
     name: ClassVar[str] = "compute_saved_model_reference"
@@ -37,13 +34,6 @@ class ComputeSavedModelReference(Step):
     backends: ClassVar[tuple[str, ...]] = ("tensorflow-cpu", "keras", "tokenizers")
     extra: ClassVar[str | None] = "tensorflow"
     seconds_guess: ClassVar[float] = 25.0
-
-    datasets: tuple[str, ...]
-    own_length: bool = False
-
-    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
-        """Answers to all rows."""
-        return Spec(kind=Kind.EVIDENCE, task=inputs["checkpoint"].task, precision="float32")
 
     def memory_mb(self, inputs: Mapping[str, Spec]) -> int:
         """TensorFlow alone takes 700 MB (1.1 GB with 90 MB of weights)."""
@@ -54,46 +44,41 @@ class ComputeSavedModelReference(Step):
         tf = import_tensorflow(context.threads)
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
-        original = Original(path, spec, tf, own_length=self.own_length)
-        for name in self.datasets:
-            rows = read_rows(inputs[name].path / ROWS_FILE)
-            original.answers(rows, name, context).save(out / f"{name}.npz")
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+        return self.answer_all(Original(path, spec, tf), inputs, out, context)
 
 
 class Original:
     """The model in TensorFlow, with its own tokenizer.json."""
 
-    def __init__(self, path: Path, spec: Spec, tf: Any, *, own_length: bool = False) -> None:
-        """Load model and tokenizer."""
-        task = spec.require_task()
-        text = read_text_spec(path / "text.json")
-        self.text = replace(text, max_length=text.own_max_length) if own_length else text
-        self.head = tasks.Head(task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
-        self.tokenizer = Tokenizer(path / "tokenizer.json", self.text,
-                                   "only_second" if task is Task.QUESTION_ANSWERING else "longest_first")
-        self.model = TensorflowModel(path, spec, text, tf)
+    def __init__(self, path: Path, spec: Spec, tf: Any) -> None:
+        """Load the model."""
+        self.task = spec.require_task()
+        self.text = read_text_spec(path / "text.json")
+        self.head = tasks.Head(self.task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
+        self._tokenizer_file = path / "tokenizer.json"
+        self.model = TensorflowModel(path, spec, self.text, tf)
         # One trace for all lengths; a Keras model would else run operator by operator.
-        shapes = {name: tf.TensorSpec((1, self.model.signature.fixed_length), tf.int64, name=name) for name in text.inputs}
+        shapes = {name: tf.TensorSpec((1, self.model.signature.fixed_length), tf.int64, name=name) for name in self.text.inputs}
         self._run = tf.function(self.model, input_signature=[shapes], autograph=False)
 
-    def encode(self, row: Row) -> Encoded:
-        """The tokens of a row."""
-        prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
-        return self.tokenizer.encode(prefix + row.text, row.text_pair)
+    def tokenizer(self, max_length: int) -> Tokenizer:
+        """The tokenizer that cuts texts to a length."""
+        return Tokenizer(self._tokenizer_file, replace(self.text, max_length=max_length),
+                         "only_second" if self.task is Task.QUESTION_ANSWERING else "longest_first")
 
     def outputs(self, encoded: Encoded) -> dict[str, np.ndarray]:
         """The outputs for a text, named and shaped as a lane's; filled up only where the model has one length."""
         feeds = encoded.feeds(self.text, self.model.signature.fixed_length or len(encoded.ids))
         return {name: value.numpy() for name, value in self._run(feeds).items()}
 
-    def answers(self, rows: list[Row], name: str, context: Context) -> Answers:
-        """The answers to the rows of the data set `name`, in their order."""
+    def answers(self, rows: list[Row], max_length: int, name: str, context: Context) -> Answers:
+        """The answers to rows, in their order, one text after the other."""
         import numpy as np
 
-        found = Answers([], [], [], [])
+        tokenizer, found = self.tokenizer(max_length), Answers([], [], [], [])
         for number, row in enumerate(rows, 1):
-            encoded = self.encode(row)
+            prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
+            encoded = tokenizer.encode(prefix + row.text, row.text_pair)
             outputs = self.outputs(encoded)
             found.numbers.append(np.asarray(tasks.numbers(self.head, self.text, encoded, outputs), np.float32))
             found.decisions.append(tasks.decision(self.head, self.text, encoded, outputs))

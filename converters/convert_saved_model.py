@@ -130,7 +130,7 @@ def finish(data: bytes, spec: Spec) -> bytes:
     use_embedding_lookup(model)
     builder = flatbuffers.Builder(len(data))
     builder.Finish(model.Pack(builder), b"TFL3")
-    return compact(bytes(builder.Output()))
+    return bytes(compact(bytes(builder.Output())))
 
 
 def refuse_probabilities(model: Any, codes: list[str], spec: Spec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -55,7 +56,11 @@ class ExportTflite(Step):
         context.report(None, f"converting {len(self.lengths)} lengths")
         model = converter.convert(strict_export=False)
         context.report(None, "writing")
-        file = out / "model.tflite"
-        model.export(str(file))
-        file.write_bytes(compact(file.read_bytes(), module_paths(module)))
+        modules = module_paths(module)
+        raw = context.scratch / "model.tflite"
+        model.export(str(raw))
+        del model, converter, module
+        with raw.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            (out / "model.tflite").write_bytes(compact(data, modules))
+        raw.unlink()
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]

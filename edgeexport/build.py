@@ -16,7 +16,7 @@ from edgeexport.inspection.model import ModelReport
 from edgeexport.plan import Host, LanePlan, Plan, make_plan
 from edgeexport.recipe import Recipe
 from edgeexport.report.html import render_html
-from edgeexport.report.model import DatasetReport, LaneReport, Report, StepReport
+from edgeexport.report.model import DatasetReport, Report, StepReport
 from edgeexport.resolve import JUDGING, Resolved, resolve
 from edgeexport.runner import host
 from edgeexport.runner.agent_archive import agent_digest
@@ -24,12 +24,13 @@ from edgeexport.runner.compatibility import oldest_admitted, problems
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.session.payload import RUNTIMES
 from edgeexport.store import Entry, Store
 from edgeexport.target import Target, load_target, target_names
 from edgeexport.verify.check import Verdict, together
 from edgeexport.verify.judge import Question, judge_lane
+from edgeexport.verify.lane_report import LaneReport
 from edgeexport.verify.parity import check_names
 
 # So many golden vectors, of evenly spread lengths: enough to see a wrong kernel, few enough to check on a device in a moment.
@@ -117,13 +118,11 @@ class _Evidence:
         self.entries = entries
         self._store, self._plan, self._resolved = prepared.store, prepared.plan, prepared.resolved
         self.reference = self.answers(self._plan.reference)
-        untruncated = self._plan.untruncated
         resolved, recipe = self._resolved, self._resolved.recipe
         self.question = Question(
             task=resolved.spec.require_task(), labels=resolved.spec.facts["labels"], parameters=resolved.spec.parameters,
-            datasets=resolved.datasets, reference=self.reference,
-            untruncated=self.answers(untruncated)["evaluation"] if untruncated else None, margins=recipe.parity,
-            max_drop=recipe.metric.max_drop, budget=recipe.budget, host_isa=host.isa(), host=host.describe())
+            datasets=resolved.datasets, reference=self.reference, margins=recipe.parity, max_drop=recipe.metric.max_drop,
+            budget=recipe.budget, host_isa=host.isa(), host=host.describe())
 
     def path(self, node: str | None, name: str) -> Path:
         """Where a file of a node's artifact lies."""
@@ -132,7 +131,8 @@ class _Evidence:
     def answers(self, node: str | None) -> dict[str, Answers]:
         """Data set → answers of a node that measured."""
         tree = self.entries[str(node)].artifact.tree
-        return {name: Answers.load(self.path(node, f"{name}.npz")) for name in JUDGING if f"{name}.npz" in tree}
+        names = (*JUDGING, untruncated("evaluation"))
+        return {name: Answers.load(self.path(node, f"{name}.npz")) for name in names if f"{name}.npz" in tree}
 
     def lane(self, plan: LanePlan) -> LaneReport:
         """The judgement of a lane."""

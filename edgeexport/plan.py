@@ -111,7 +111,6 @@ class Plan:
         lanes: all lanes of all targets, offered or not.
         checkpoint: id of the node that loads the checkpoint.
         reference: id of the node with the original's answers.
-        untruncated: id of the same with texts cut only where the checkpoint must; None where the recipe cuts no earlier.
     """
 
     nodes: Mapping[str, Node]
@@ -119,7 +118,6 @@ class Plan:
     lanes: tuple[LanePlan, ...]
     checkpoint: str
     reference: str
-    untruncated: str | None
 
     def key_of(self, reference: str) -> str:
         """The key of a node, or the digest of a leaf, by how inputs refer to it."""
@@ -132,7 +130,7 @@ class Plan:
     @property
     def wanted(self) -> list[str]:
         """The ids of the nodes whose artifacts bundles and verdicts are made of."""
-        ends = [self.reference, *([self.untruncated] if self.untruncated else [])]
+        ends = [self.reference]
         for lane in self.lanes:
             ends += [node for node in (lane.payload, lane.answers, lane.speed, lane.inspection) if node is not None]
         return list(dict.fromkeys(ends))
@@ -208,13 +206,12 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
         refusals = [f"{plan.lane.name}: {plan.refusal.reason}" for plan in lanes if plan.target is target and plan.refusal]
         if len(refusals) == len(target.lanes):
             raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(refusals))
-    reference = graph.must(origin.reference, make_step(origin.reference, datasets=tuple(judging)),
+    # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
+    cut_early = resolved.text.max_length < resolved.text.own_max_length
+    untruncated = tuple(name for name in judging if name == "evaluation" and cut_early)
+    reference = graph.must(origin.reference, make_step(origin.reference, datasets=tuple(judging), untruncated=untruncated),
                            {"checkpoint": checkpoint, **judging})
-    untruncated = None
-    if resolved.text.max_length < resolved.text.own_max_length and "evaluation" in judging:
-        untruncated = graph.must(f"{origin.reference}[untruncated]", make_step(origin.reference, datasets=("evaluation",), own_length=True),
-                                 {"checkpoint": checkpoint, "evaluation": "@evaluation"})
-    return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, untruncated)
+    return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference)
 
 
 def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:

@@ -22,8 +22,8 @@ from edgeexport.session.evidence import Answers
 from edgeexport.step import Context
 from edgeexport.store import Store
 from edgeexport.verify.check import Check, Verdict, together
-from edgeexport.verify.judge import relative_distances
-from edgeexport.verify.metrics import MetricResult, compare, metric_check
+from edgeexport.verify.judge import lane_metrics, relative_distances
+from edgeexport.verify.metrics import MetricResult, metric_check
 from edgeexport.verify.parity import parity_checks
 
 
@@ -198,7 +198,7 @@ def _compare(name: str, lane: ManifestLane, prepared: Prepared, reference: dict[
     checks = [check for dataset in answers for check in parity_checks(task, dataset, reference[dataset], answers[dataset], {}, how)]
     metrics: list[MetricResult] = []
     if "evaluation" in answers:
-        metrics = compare(task, resolved.datasets["evaluation"].rows, resolved.spec.facts["labels"], reference["evaluation"],
-                          answers["evaluation"])
+        cut, uncut = lane_metrics(task, resolved.datasets["evaluation"], resolved.spec.facts["labels"], reference, answers["evaluation"])
+        metrics = uncut or cut
     checks.append(metric_check(metrics, resolved.recipe.metric.max_drop, how))
     return RecomputedLane(lane=name, verdict=together(check.verdict for check in checks), checks=tuple(checks), metrics=tuple(metrics))

@@ -63,9 +63,7 @@ def plan_tree(plan: Plan, data: dict[str, Any]) -> Tree:
         for node in lane["ends"]:
             _grow(twig, node, data["nodes"], shown)
     reference = tree.add("[bold]reference[/] (the original in float32)")
-    for node in (plan.reference, plan.untruncated):
-        if node is not None:
-            _grow(reference, node, data["nodes"], shown)
+    _grow(reference, plan.reference, data["nodes"], shown)
     predicted = data["predicted"]
     took = seconds(predicted["seconds"]) if predicted["seconds"] is not None else "unknown"
     peak = f"{predicted['peak_rss_mb']:,.0f} MB" if predicted["peak_rss_mb"] else "unknown"

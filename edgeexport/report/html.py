@@ -15,9 +15,10 @@ from typing import Any
 
 import jinja2
 
-from edgeexport.report.model import LaneReport, Report
+from edgeexport.report.model import Report
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.lane_report import LaneReport
 
 TEMPLATE = "report.html.jinja"
 NOT_MEASURED = "not measured"

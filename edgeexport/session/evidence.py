@@ -42,7 +42,20 @@ class Answers:
 
     def chosen(self, indices: Sequence[int]) -> Answers:
         """The answers to some of the rows."""
-        return Answers(*([values[i] for i in indices] for values in (self.numbers, self.decisions, self.tokens, self.truncated)))  # type: ignore[arg-type]
+        return Answers(*([values[i] for i in indices] for values in self._lists()))
+
+    def replaced(self, indices: Sequence[int], others: Answers) -> Answers:
+        """The same with the answers to some of the rows replaced by `others`, one for each index."""
+        fields = []
+        for own, new in zip(self._lists(), others._lists(), strict=True):
+            values = list(own)
+            for index, value in zip(indices, new, strict=True):
+                values[index] = value
+            fields.append(values)
+        return Answers(*fields)
+
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.numbers, self.decisions, self.tokens, self.truncated
 
     @classmethod
     def load(cls, path: Path) -> Answers:
@@ -51,6 +64,11 @@ class Answers:
             numbers = np.split(file["numbers"], np.cumsum(file["positions"])[:-1]) if len(file["positions"]) else []
             decided = np.split(file["decisions"], np.cumsum(file["decided"])[:-1]) if len(file["decided"]) else []
             return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist())
+
+
+def untruncated(dataset: str) -> str:
+    """How the answers to a data set are called where texts are cut only as the original must, not as the recipe does."""
+    return f"{dataset}-untruncated"
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import numpy as np
 from edgeexport.artifact import Task
 from edgeexport.dataset import Dataset
 from edgeexport.inspection.model import ModelReport
-from edgeexport.report.model import LaneReport, SpeedReport
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
 from edgeexport.verify.audit import audit_checks
 from edgeexport.verify.check import Check, Verdict, together
-from edgeexport.verify.metrics import compare, metric_check
+from edgeexport.verify.lane_report import LaneReport, SpeedReport
+from edgeexport.verify.metrics import MetricResult, compare, metric_check
 from edgeexport.verify.parity import largest_difference, parity_checks
 
 # Two runs of the same model on different machines differ in the last bits even in float32.
@@ -32,8 +32,8 @@ class Question:
         labels: the names of the classes.
         parameters: number of unique weights, for ratios of size.
         datasets: name → the rows that were answered.
-        reference: name → the original's answers, with texts cut as in the lanes.
-        untruncated: the original's answers to the evaluation data with texts cut only where the checkpoint must.
+        reference: name → the original's answers, with texts cut as in the lanes; where that is earlier than the checkpoint must, also
+            its answers to the uncut evaluation data, by the name that :func:`untruncated` gives.
         margins: bounds of parity that the recipe sets.
         max_drop: margin of the task metric.
         budget: the recipe's limits; they come before the target's.
@@ -46,7 +46,6 @@ class Question:
     parameters: int | None
     datasets: Mapping[str, Dataset]
     reference: Mapping[str, Answers]
-    untruncated: Answers | None
     margins: Mapping[str, float]
     max_drop: float
     budget: Budget
@@ -71,14 +70,11 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     how = f"measured on this {question.host} in {lane.verified_by}"
     checks = [check for name in answers
               for check in parity_checks(question.task, name, question.reference[name], answers[name], question.margins, how)]
-    metrics, untruncated = [], []
+    metrics: list[MetricResult] = []
+    uncut: list[MetricResult] = []
     if "evaluation" in answers:
-        rows = question.datasets["evaluation"].rows
-        metrics = compare(question.task, rows, question.labels, question.reference["evaluation"], answers["evaluation"])
-        if question.untruncated is not None:
-            untruncated = compare(question.task, rows, question.labels, question.untruncated, answers["evaluation"])
-    # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
-    checks.append(metric_check(untruncated or metrics, question.max_drop, how))
+        metrics, uncut = lane_metrics(question.task, question.datasets["evaluation"], question.labels, question.reference, answers["evaluation"])
+    checks.append(metric_check(uncut or metrics, question.max_drop, how))
     checks += budget_checks(question, target, model.bytes, speed, how)
     precision = variant.removeprefix(f"{lane.format}-")
     checks += audit_checks(model, lane, precision, problems)
@@ -89,13 +85,27 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         lane=lane.name, format=lane.format, runtime=lane.runtime, runtime_version=lane.version, verified_by=lane.verified_by,
         required=lane.required, note=lane.note, variant=variant, precision=precision, verdict=verdict,
         scope=scope(checks, verdict, question.host_isa, target.device.isa, question.host), checks=tuple(checks), metrics=tuple(metrics),
-        untruncated=tuple(untruncated), size_bytes=model.bytes,
+        untruncated=tuple(uncut), size_bytes=model.bytes,
         size_ratio=model.bytes / (4 * question.parameters) if question.parameters else None,
         truncated={name: float(np.mean(found.truncated)) for name, found in answers.items()},
         largest_difference=None if None in differences else max(each for each in differences if each is not None),
         golden_tolerance=tolerance(question.reference["probes"], answers["probes"]),
         compute={"integer_weight_share": model.integer_weight_share, "integer_compute_share": model.integer_compute_share},
         speed=SpeedReport(**{**speed, "latency_ms": {int(length): times for length, times in speed["latency_ms"].items()}}, how=how))
+
+
+def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], reference: Mapping[str, Answers],
+                 lane: Answers) -> tuple[list[MetricResult], list[MetricResult]]:
+    """The task metrics against the original with texts cut as in the lane, and against the uncut original.
+
+    The second are empty where nothing could be cut; else the drop that counts is theirs.
+    """
+    own = reference["evaluation"]
+    metrics = compare(task, data.rows, labels, own, lane)
+    uncut = reference.get(untruncated("evaluation"))
+    if uncut is None:
+        return metrics, []
+    return metrics, compare(task, data.rows, labels, uncut, lane) if any(own.truncated) else metrics
 
 
 def budget_checks(question: Question, target: Target, size: int, speed: Mapping[str, Any], how: str) -> list[Check]:

@@ -17,8 +17,8 @@ ROUNDS = 15
 DATA = Path(__file__).resolve().parents[2] / "edgeexport" / "data"
 
 
-def texts(*, evaluation_only=False):
-    found = [] if evaluation_only else [json.loads(line)["text"] for line in (DATA / "probes" / "texts.jsonl").open(encoding="utf-8")]
+def texts():
+    found = [json.loads(line)["text"] for line in (DATA / "probes" / "texts.jsonl").open(encoding="utf-8")]
     found += [json.loads(line)["text"] for line in (DATA / "help_search" / "answers.jsonl").open(encoding="utf-8")]
     questions = (json.loads(line) for line in (DATA / "help_search" / "questions.jsonl").open(encoding="utf-8"))
     return found + [question["text"] for question in questions if question["split"] == "evaluation"]
@@ -92,21 +92,17 @@ def quantize_tflite_weight_only(work):
     _quantize_tflite(work, "weight_only_wi8_afp32", "weight_only.tflite")
 
 
-def reference(work, *, max_length=128, evaluation_only=False):
+def reference(work):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(THREADS)
     tokenizer, model = AutoTokenizer.from_pretrained(model_directory()), AutoModel.from_pretrained(model_directory()).eval()
-    found = sorted(texts(evaluation_only=evaluation_only), key=len)
+    found = sorted(texts(), key=len)
     with torch.inference_mode():
         for start in range(0, len(found), 16):
-            batch = tokenizer(found[start : start + 16], padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+            batch = tokenizer(found[start : start + 16], padding=True, truncation=True, max_length=LENGTHS[-1], return_tensors="pt")
             model(**batch)
-
-
-def reference_untruncated(work):
-    reference(work, max_length=256, evaluation_only=True)
 
 
 def _tokens():

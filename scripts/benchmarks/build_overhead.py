@@ -30,7 +30,6 @@ CALLS = {  # our step → the bare call that does the same work, and the environ
     "quantize_tflite[dynamic-int8]": ("quantize_tflite_dynamic", None),
     "quantize_tflite[weight-only-int8]": ("quantize_tflite_weight_only", None),
     "compute_reference": ("reference", None),
-    "compute_reference[untruncated]": ("reference_untruncated", None),
     "measure_answers[onnxruntime: onnx-dynamic-int8]": ("run_onnx", "onnxruntime==1.31.1"),
     "measure_answers[ai-edge-litert: tflite-dynamic-int8]": ("run_litert", "ai-edge-litert==2.3.0"),
     "measure_answers[tflite-runtime: tflite-weight-only-int8]": ("run_tflite_runtime", "tflite-runtime==2.14.0"),

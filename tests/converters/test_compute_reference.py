@@ -18,17 +18,21 @@ from edgeexport.catalog import find_step
 from edgeexport.dataset import Row
 from edgeexport.errors import DataError
 from edgeexport.recipe import ModelSection
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.step import View
 
 LONG = " ".join(TEXTS[100:110])
 ROWS = as_rows(["", "one", *TEXTS[33:80:3], *TEXTS[100:104], LONG])
 
 
-def answers(zoo: Zoo, checkpoint: View, rows: list[Row], **options: Any) -> Answers:
+def run(zoo: Zoo, checkpoint: View, rows: list[Row], **options: Any) -> View:
     found = zoo.run(find_step("compute_reference")(datasets=("texts",), **options), {"checkpoint": checkpoint, "texts": zoo.dataset("texts", rows)})
     assert found.spec.kind is Kind.EVIDENCE
-    return Answers.load(found.path / "texts.npz")
+    return found
+
+
+def answers(zoo: Zoo, checkpoint: View, rows: list[Row]) -> Answers:
+    return Answers.load(run(zoo, checkpoint, rows).path / "texts.npz")
 
 
 @pytest.mark.parametrize("case", [
@@ -72,12 +76,13 @@ def test_pairs(zoo: Zoo) -> None:
         answers(zoo, zoo.loaded(case), [Row(id="7", text=LONG, text_pair="never seen")])
 
 
-def test_own_length_cuts_where_the_checkpoint_must(zoo: Zoo) -> None:
+def test_uncut_answers_are_cut_where_the_checkpoint_must(zoo: Zoo) -> None:
     case = Case("bert", Task.TEXT_CLASSIFICATION)
     checkpoint = zoo.load(zoo.directory(case), ModelSection(source="m", task=case.task, max_length=12))
-    for own_length, longest in ((False, 12), (True, MAX_LENGTH)):
+    view = run(zoo, checkpoint, ROWS, untruncated=("texts",))
+    for name, longest in (("texts", 12), (untruncated("texts"), MAX_LENGTH)):
         original = Original(zoo.directory(case), case.task, longest)
-        found = answers(zoo, checkpoint, ROWS, own_length=own_length)
+        found = Answers.load(view.path / f"{name}.npz")
         assert max(found.tokens) == longest
         for i, row in enumerate(ROWS):
             assert found.numbers[i] == pytest.approx(original.outputs(row.text)["logits"], abs=1e-4)

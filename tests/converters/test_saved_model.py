@@ -26,7 +26,7 @@ from edgeexport.recipe import ModelSection
 from edgeexport.saved_model import is_saved_model, read_saved_model
 from edgeexport.saved_model_signature import TensorInfo, read_signature
 from edgeexport.session import Payload, Session
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.step import Context, Refusal, View
 
 tf = import_tensorflow(1)
@@ -331,9 +331,9 @@ def test_reference_is_tensorflows_own_answer(tmp_path: Path, build: Callable[...
     steps = build(Task.TEXT_CLASSIFICATION, max_length=16)
     checkpoint = steps.load(source(tmp_path / "model", model, form, id2label=dict(enumerate(CLASSES))))
     inputs = {"checkpoint": checkpoint, "texts": steps.dataset("texts", as_rows(TEXTS))}
-    for own_length, longest in ((False, 16), (True, LENGTHS[-1])):
-        view = steps.step("compute_saved_model_reference", inputs, datasets=("texts",), own_length=own_length)
-        found = Answers.load(view.path / "texts.npz")
+    view = steps.step("compute_saved_model_reference", inputs, datasets=("texts",), untruncated=("texts",))
+    for name, longest in (("texts", 16), (untruncated("texts"), LENGTHS[-1])):
+        found = Answers.load(view.path / f"{name}.npz")
         for i, text in enumerate(TEXTS):
             cut = " ".join(text.split()[:longest - 2])
             assert found.numbers[i][0] == pytest.approx(original_logits(free, cut), abs=1e-5)

@@ -10,9 +10,10 @@ import numpy as np
 from edgeexport import bundle
 from edgeexport.bundle import Manifest
 from edgeexport.payload import write_payload
-from edgeexport.report.model import LaneReport, Report
+from edgeexport.report.model import Report
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, Verdict
+from edgeexport.verify.lane_report import LaneReport
 
 LANES = {"onnx": ("onnx", "onnx-dynamic-int8", "onnxruntime==1.31.1"), "litert": ("tflite", "tflite-dynamic-int8", "ai-edge-litert==2.3.0")}
 ROWS = [{"id": str(i), "text": f"text {i} ü"} for i in range(6)]

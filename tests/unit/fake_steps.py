@@ -182,4 +182,4 @@ def plan_of(steps: Mapping[str, tuple[Step, Mapping[str, str]]], alone: frozense
     graph = _Graph({})
     for node_id, (step, inputs) in steps.items():
         graph.must(node_id, step, inputs, alone=node_id in alone)
-    return Plan(graph.nodes, {}, (), "", next(iter(graph.nodes), ""), None)
+    return Plan(graph.nodes, {}, (), "", next(iter(graph.nodes), ""))

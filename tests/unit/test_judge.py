@@ -11,11 +11,11 @@ import pytest
 from edgeexport.artifact import Task, canonical_json
 from edgeexport.dataset import Dataset, Row
 from edgeexport.inspection.model import ModelReport
-from edgeexport.report.model import LaneReport
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, relative_distances, tolerance
+from edgeexport.verify.lane_report import LaneReport
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 LANE = Lane(name="onnx", format="onnx", runtime="onnxruntime", version=">=1.17", precision="dynamic-int8", verified_by="onnxruntime==1.31.1")
@@ -40,7 +40,7 @@ def vectors(n: int = 300, seed: int = 0, noise: float = 0.0) -> Answers:
 def question(**changes: Any) -> Question:
     probes = Dataset(name="probes", rows=tuple(Row(id=str(i), text="t") for i in range(300)), origin="o")
     fields: dict[str, Any] = {"task": Task.SENTENCE_SIMILARITY, "labels": (), "parameters": 22_000_000, "datasets": {"probes": probes},
-                              "reference": {"probes": vectors()}, "untruncated": None, "margins": {}, "max_drop": 0.02, "budget": Budget(),
+                              "reference": {"probes": vectors()}, "margins": {}, "max_drop": 0.02, "budget": Budget(),
                               "host_isa": "x86_64", "host": "host x86-64"}
     return Question(**fields | changes)
 
@@ -184,11 +184,22 @@ def test_where_the_recipe_cuts_texts_the_uncut_original_decides() -> None:
     data, uncut = retrieval(80, 80)
     probes = question()
     cut = retrieval(80, 60)[1]
-    asked = question(datasets={**probes.datasets, "evaluation": data}, reference={**probes.reference, "evaluation": cut}, untruncated=uncut)
+    cut.truncated[0] = True
+    reference = {**probes.reference, "evaluation": cut, untruncated("evaluation"): uncut}
+    asked = question(datasets={**probes.datasets, "evaluation": data}, reference=reference)
     report = judged(asked, answers={"probes": vectors(noise=0.01), "evaluation": cut})
     assert report.metrics[0].drop.value == 0
     assert report.untruncated[0].drop.value == pytest.approx(0.25)
     assert check(report, "drop of recall@1").verdict is FAIL
+
+
+def test_where_nothing_was_cut_both_originals_say_the_same() -> None:
+    data, original = retrieval(80, 80)
+    probes = question()
+    reference = {**probes.reference, "evaluation": original, untruncated("evaluation"): original}
+    report = judged(question(datasets={**probes.datasets, "evaluation": data}, reference=reference),
+                    answers={"probes": vectors(noise=0.01), "evaluation": retrieval(80, 60)[1]})
+    assert report.untruncated == report.metrics != ()
 
 
 # -- figures of the report

@@ -32,9 +32,7 @@ LAYERS = (
     "saved_model_signature", "checkpoint", "saved_model", "store", "source",
     "step", "catalog", "dataset", "probes", "resolve", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
-    "verify", "verify.intervals", "verify.check", "verify.metrics", "verify.parity", "verify.audit",
-    "report", "report.model", "verify.judge", "report.html",
-    "bundle", "distribute", "build", "verify_bundle", "cli", "__main__",
+    "verify", "report", "bundle", "distribute", "build", "verify_bundle", "cli", "__main__",
 )
 # What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, as `checkpoint` does for Transformers.
 FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model")

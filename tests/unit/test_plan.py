@@ -203,12 +203,9 @@ def test_a_key_is_the_digest_of_the_nodes_parts() -> None:
 
 def test_the_original_is_also_asked_uncut_where_the_recipe_cuts_texts_earlier() -> None:
     data = ("probes", "evaluation")
-    cut = make_plan(resolved(max_length=32, own=64, data=data), [target()], HOST)
-    assert cut.untruncated == "compute_reference[untruncated]"
-    assert cut.nodes[cut.untruncated].inputs == {"checkpoint": "load_checkpoint", "evaluation": "@evaluation"}
-    assert cut.untruncated in cut.wanted
-    assert make_plan(resolved(data=data), [target()], HOST).untruncated is None
-    assert make_plan(resolved(max_length=32, own=64), [target()], HOST).untruncated is None
+    for options, uncut in (({"max_length": 32, "own": 64, "data": data}, ("evaluation",)), ({"data": data}, ()), ({"max_length": 32, "own": 64}, ())):
+        plan = make_plan(resolved(**options), [target()], HOST)
+        assert plan.nodes[plan.reference].step.untruncated == uncut
 
 
 def test_nothing_that_makes_a_model_reads_the_data_that_judge_it() -> None:

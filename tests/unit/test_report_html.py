@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from edgeexport.report.html import amount, check_figure, fixed, interval_plot, latency_chart, plain, render_html, where
-from edgeexport.report.model import DatasetReport, LaneReport, Report, SpeedReport, StepReport
+from edgeexport.report.model import DatasetReport, Report, StepReport
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.lane_report import LaneReport, SpeedReport
 from edgeexport.verify.metrics import MetricResult
 
 WHERE = "host x86-64; not run on aarch64"

@@ -1,0 +1,67 @@
+"""What is known of a lane, as data: what :func:`edgeexport.verify.judge.judge_lane` says, and every report shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeexport.artifact import Model
+from edgeexport.verify.check import Check, Verdict
+from edgeexport.verify.metrics import MetricResult
+
+
+class SpeedReport(Model):
+    """Speed and memory of a lane, on the machine that `how` names.
+
+    Attributes:
+        load_seconds: from nothing to ready to run.
+        latency_ms: length in tokens → ``p50`` and ``p95`` in milliseconds.
+        peak_rss_mb: peak resident memory of a process that only runs this model, in MB of 2^20 bytes.
+        threads: threads of an operator.
+    """
+
+    load_seconds: float
+    latency_ms: dict[int, dict[str, float]]
+    peak_rss_mb: float
+    threads: int
+    rounds: int
+    how: str
+
+
+class LaneReport(Model):
+    """What is known of a lane.
+
+    Attributes:
+        variant: the variant it runs; None where the lane is not offered.
+        refusal: why it is not offered.
+        verdict: of all its checks.
+        scope: the verdict in words, with what it covers and where it was measured.
+        size_bytes: bytes of the variant's model files.
+        size_ratio: those relative to the float32 weights (unique parameters × 4).
+        truncated: data set → share of its texts that were cut.
+        largest_difference: largest absolute difference of any output to the original, over all texts.
+        golden_tolerance: relative distance that another run of the golden vectors may have from this one.
+        compute: facts of the inspection that show how much is INT8.
+    """
+
+    lane: str
+    format: str
+    runtime: str
+    runtime_version: str
+    verified_by: str
+    required: bool
+    note: str | None = None
+    variant: str | None = None
+    precision: str | None = None
+    refusal: str | None = None
+    verdict: Verdict | None = None
+    scope: str = ""
+    checks: tuple[Check, ...] = ()
+    metrics: tuple[MetricResult, ...] = ()
+    untruncated: tuple[MetricResult, ...] = ()
+    size_bytes: int | None = None
+    size_ratio: float | None = None
+    truncated: dict[str, float] = {}
+    largest_difference: float | None = None
+    golden_tolerance: float | None = None
+    compute: dict[str, Any] = {}
+    speed: SpeedReport | None = None
