@@ -11,6 +11,8 @@ from edgeexport.errors import CheckpointError
 from edgeexport.session.tasks import output_names
 from edgeexport.session.text import TextSpec, read_text_spec
 
+from ._own_code import has_own_code
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -39,9 +41,9 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
     try:
-        model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention,
-                                                  local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as exc:
+        model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
+                                                  trust_remote_code=has_own_code(directory), output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
         raise CheckpointError("Transformers cannot load the checkpoint.", why=str(exc).splitlines()[0]) from exc
     # A bare encoder has a pooler whose output is not used; a classifier that has one answers through it.
     bare = task in {Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY}
@@ -73,6 +75,7 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
     names = output_names(task.value, spec.pooling)
     # MobileBERT joins each token's embedding with those of the tokens before and after it.
     neighbours = bool(getattr(model.config, "trigram_input", False))
+    own_code = has_own_code(directory)
 
     class TaskModule(torch.nn.Module):
         def __init__(self) -> None:
@@ -81,8 +84,9 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor,
                     token_type_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-            # A ready-made additive mask keeps Transformers from indexing one together, which no older TFLite runtime can run.
-            bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
+            # A ready-made additive mask keeps Transformers from indexing one together, which no older TFLite runtime can run. Code that
+            # is not Transformers' need not know that form.
+            bias = attention_mask if own_code else (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             if neighbours:
                 # Where a text ends the model wants zeros, and padding would put its own vector there.

@@ -15,6 +15,7 @@ import hashlib
 import mmap
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ BUILDER_ROOM = 1_000_000
 WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "EMBEDDING_LOOKUP": (1, None), "GATHER": (0, None)}
 
 
-def compact(data: bytes | mmap.mmap, modules: Mapping[str, Module] | None = None) -> memoryview:
+def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] | None = None) -> memoryview:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
 
     Holds the weights once besides `data`: nothing else that large may be copied, or it would be the peak of the step's memory.
@@ -70,6 +71,12 @@ def compact(data: bytes | mmap.mmap, modules: Mapping[str, Module] | None = None
     builder = flatbuffers.Builder(len(data) + BUILDER_ROOM)
     builder.Finish(model.Pack(builder), b"TFL3")
     return memoryview(builder.Bytes)[builder.Head():]
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """A file's content without a copy of it in memory; it stays open as long as something looks into it."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class Module(NamedTuple):

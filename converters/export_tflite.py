@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +11,7 @@ from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import read_text, task_module
-from ._tflite_file import compact, module_paths
+from ._tflite_file import compact, mapped, module_paths
 
 
 class ExportTflite(Step):
@@ -60,7 +59,6 @@ class ExportTflite(Step):
         raw = context.scratch / "model.tflite"
         model.export(str(raw))
         del model, converter, module
-        with raw.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            (out / "model.tflite").write_bytes(compact(data, modules))
+        (out / "model.tflite").write_bytes(compact(mapped(raw), modules))
         raw.unlink()
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]

@@ -13,6 +13,8 @@ from edgeexport.errors import CheckpointError
 from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._own_code import has_own_code
+
 
 class LoadCheckpoint(Step):
     """Copy the files, check their digests, write `tokenizer.json` where there is none, and resolve the text spec.
@@ -118,7 +120,7 @@ def write_fast_tokenizer(directory: Path, vocabulary: int) -> None:
 
     hint = "check the tokenizer files beside config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True, trust_remote_code=has_own_code(directory))
         tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
     except Exception as exc:
         raise CheckpointError("The tokenizer does not load.", why=str(exc).splitlines()[0] if str(exc) else type(exc).__name__, hint=hint) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._calibration import calibration_feeds
 from ._overrides import Matcher
-from ._tflite_file import compact
+from ._tflite_file import compact, mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ class QuantizeTflite(Step):
 
         path, spec = inputs["model"]
         tool = quantizer.Quantizer(str(path / "model.tflite"))
-        for scheme, places in chosen_schemes((path / "model.tflite").read_bytes(), self.policy).items():
+        for scheme, places in chosen_schemes(mapped(path / "model.tflite"), self.policy).items():
             for operator, scopes in places.items():
                 apply_scheme(tool, f"^(?:{'|'.join(map(re.escape, scopes))})$", operator, scheme)
         ranges = None
@@ -66,12 +67,13 @@ class QuantizeTflite(Step):
             ranges = tool.calibrate(by_signature(inputs, spec.lengths), num_threads=context.threads)
         context.report(None, f"quantizing ({self.precision})")
         model = tool.quantize(ranges).quantized_model
+        del tool  # it holds the float weights
         context.report(None, "sharing tables")
-        (out / "model.tflite").write_bytes(compact(bytes(model)))
+        (out / "model.tflite").write_bytes(compact(model))
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
 
 
-def chosen_schemes(data: bytes, policy: Policy) -> dict[Scheme, dict[str, list[str]]]:
+def chosen_schemes(data: bytes | mmap.mmap, policy: Policy) -> dict[Scheme, dict[str, list[str]]]:
     """How a policy computes the operators of a model: scheme → operator → the names by which the quantizer knows them.
 
     Raises:

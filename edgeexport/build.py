@@ -57,15 +57,22 @@ class Prepared:
     store: Store
 
 
-def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path | None = None) -> Prepared:
+def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path | None = None, *, trusted: bool = False) -> Prepared:
     """Resolve and plan; every refusal comes from here, before any work.
+
+    Args:
+        recipe: what to build.
+        targets: for what; none is for the reference alone.
+        store: where the steps' results lie.
+        texts: unlabelled texts that replace the recipe's.
+        trusted: whether code that the checkpoint brings along may be run. No recipe can say so: it may come from elsewhere.
 
     Raises:
         EdgeExportError: the build is not possible.
     """
     check_names(recipe.parity)
     check_lanes(recipe, targets)
-    resolved = resolve(recipe, store, texts)
+    resolved = resolve(recipe, store, texts, trusted=trusted)
     stand_ins = {lane.verified_by for target in targets for lane in target.lanes}
     here = Host(isa=(host.isa(), *host.isa_features()), fingerprint=host.fingerprint(), agent=agent_digest(),
                 environments={name: Environment(name).digest for name in stand_ins})

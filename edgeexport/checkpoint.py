@@ -29,6 +29,8 @@ KEPT = re.compile(
     r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.md",
     re.IGNORECASE,
 )
+# Code that a checkpoint brings along: kept, and run, only where the user trusts it.
+CODE = re.compile(r"\w+\.py")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 # Encoders that tests send through every exporter, with what sets them apart: the offset by which position ids start
@@ -77,12 +79,14 @@ class Checkpoint:
         path: where the small files are.
         sizes: name → bytes of every file that belongs to the checkpoint.
         headers: weight file → its safetensors header.
+        trusted: whether code that it brings along may be run.
     """
 
     name: str
     path: Path
     sizes: dict[str, int]
     headers: dict[str, dict[str, Any]]
+    trusted: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -111,6 +115,31 @@ class Checkpoint:
             raise CheckpointError(f"{self.name}: {name} is not valid JSON.", why=str(exc)) from exc
         return value if isinstance(value, dict) else {"": value}
 
+    @cached_property
+    def own_code(self) -> tuple[str, ...]:
+        """The classes of its own that the checkpoint wants to be run, such as ``modeling_x.XModel``.
+
+        An architecture of a known name may bring code too, and answer nonsense without it: it is then refused like an unknown one.
+
+        Raises:
+            CheckpointError: there are some, and they are not trusted, or not there.
+        """
+        mapped = [name for file in ("config.json", "tokenizer_config.json") for name in self.json(file).get("auto_map", {}).values()]
+        classes = tuple(dict.fromkeys(name for names in mapped for name in ([names] if isinstance(names, str) else names) if name))
+        if not classes:
+            return ()
+        if not self.trusted:
+            raise CheckpointError(f"{self.name} brings code of its own.", why=f"auto_map names {', '.join(classes)}",
+                                  hint="read that code; if you trust it, run it with --trust-remote-code")
+        elsewhere = next((name.partition("--")[0] for name in classes if "--" in name), None)
+        if elsewhere is not None:
+            raise CheckpointError(f"The code of {self.name} lies in another repository, {elsewhere}.", why="it could change unnoticed",
+                                  hint=f"make a local copy with its .py files beside config.json and without '{elsewhere}--' in auto_map")
+        missing = [file for file in (f"{name.partition('.')[0]}.py" for name in classes) if file not in self.sizes]
+        if missing:
+            raise CheckpointError(f"{self.name} lacks {missing[0]}.", why="auto_map names it", hint="download the checkpoint again")
+        return classes
+
     @property
     def architecture(self) -> str:
         """Transformers' ``model_type``.
@@ -119,7 +148,7 @@ class Checkpoint:
             CheckpointError: it is missing or not supported.
         """
         model_type = self.config.get("model_type")
-        if model_type in ENCODERS:
+        if model_type is not None and (self.own_code or model_type in ENCODERS):
             return str(model_type)
         if model_type is None:
             raise CheckpointError(f"{self.name}: config.json has no model_type.", hint="is this a Transformers checkpoint?")
@@ -253,7 +282,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.name} cuts long texts at their start.", why="tokenizer_config.json: truncation_side is not 'right'",
                                   hint="if that is a left-over, take the key out of tokenizer_config.json")
 
-        _, takes_types = ENCODERS[self.architecture]
+        _, takes_types = self._traits
         inputs = ("input_ids", "attention_mask", "token_type_ids") if takes_types and task in PAIR_TASKS else (
             "input_ids", "attention_mask")
         pad = self.config.get("pad_token_id")
@@ -261,8 +290,13 @@ class Checkpoint:
         return TextSpec(max_length=longest, own_max_length=own, pad_id=pad or 0, inputs=inputs, pooling=pooling, normalize=normalize,
                         query_prefix=prefixes["query"], document_prefix=prefixes["document"], sources=sources)
 
+    @property
+    def _traits(self) -> tuple[int, bool]:
+        """The entry of :data:`ENCODERS`; of an architecture that is code of the checkpoint's own, what its config shows."""
+        return ENCODERS.get(self.architecture, (0, self.config.get("type_vocab_size", 0) > 1))
+
     def _own_max_length(self) -> tuple[int, str]:
-        offset, _ = ENCODERS[self.architecture]
+        offset, _ = self._traits
         limits = []
         if "max_position_embeddings" in self.config:
             limits.append((int(self.config["max_position_embeddings"]) - offset, "config.json: max_position_embeddings"))
@@ -315,8 +349,18 @@ class Checkpoint:
         return False, "modules.json has no Normalize" if self.modules else "default: the checkpoint has no modules.json"
 
 
-def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
+def belongs(file: str, *, trusted: bool) -> bool:
+    """Whether a file belongs to the checkpoint in whose directory it lies, besides the weights."""
+    return bool(KEPT.fullmatch(file)) or file == WEIGHTS_INDEX or (trusted and bool(CODE.fullmatch(file)))
+
+
+def read_checkpoint(path: Path, name: str | None = None, *, trusted: bool = False) -> Checkpoint:
     """The checkpoint in a local directory.
+
+    Args:
+        path: the directory.
+        name: how messages call it.
+        trusted: whether code that it brings along may be run.
 
     Raises:
         CheckpointError: no directory, no weights, only pickled ones, or damaged ones.
@@ -326,9 +370,9 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
         raise CheckpointError(f"There is no directory {path}.")
     files = {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
     weights = choose_weights(name, path, files)
-    sizes = {file: size for file, size in files.items() if KEPT.fullmatch(file) or file in weights or file == WEIGHTS_INDEX}
+    sizes = {file: size for file, size in files.items() if file in weights or belongs(file, trusted=trusted)}
     headers = {file: read_safetensors_header(path / file) for file in weights}
-    return Checkpoint(name, path, sizes, headers)
+    return Checkpoint(name, path, sizes, headers, trusted)
 
 
 def choose_weights(name: str, path: Path, files: dict[str, int]) -> list[str]:

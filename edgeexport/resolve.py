@@ -46,13 +46,14 @@ class Resolved:
         return tuple(name for name in JUDGING if name in self.datasets)
 
 
-def resolve(recipe: Recipe, store: Store, texts: Path | None = None) -> Resolved:
+def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted: bool = False) -> Resolved:
     """Find and check everything that a recipe names.
 
     Args:
         recipe: the recipe.
         store: remembers digests, and takes the data sets in.
         texts: unlabelled texts given on the command line; they replace the recipe's.
+        trusted: whether code that the checkpoint brings along may be run.
 
     Raises:
         CheckpointError: the model can't be built.
@@ -60,7 +61,7 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None) -> Resolved
         LineageError: evaluation data, or a copy of it, would shape the model.
     """
     section = recipe.model
-    checkpoint, source = resolve_checkpoint(section.source, section.revision, recipe.directory, store)
+    checkpoint, source = resolve_checkpoint(section.source, section.revision, recipe.directory, store, trusted=trusted)
     spec, text = checkpoint.spec(section), checkpoint.text_spec(section)
     datasets = read_datasets(recipe, spec, checkpoint, texts)
     refuse_leaks(datasets)

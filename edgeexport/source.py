@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
-from edgeexport.checkpoint import KEPT, WEIGHTS_INDEX, Checkpoint, choose_weights, read_checkpoint
+from edgeexport.checkpoint import Checkpoint, belongs, choose_weights, read_checkpoint
 from edgeexport.errors import CheckpointError, NetworkError
 from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
@@ -26,12 +26,14 @@ class Leaf(Model):
         where: how to reach it: in a directory, on a hub, or in the store, where small data lies from the start.
         place: the directory, or the hub id.
         revision: the commit, for a hub.
+        offline: whether it is a copy that was fetched from the hub earlier, since the hub can't be reached.
         artifact: names and digests of its files. Only these make keys, so that a copy elsewhere is the same input.
     """
 
     where: Literal["directory", "hub", "store"]
     place: str = ""
     revision: str | None = None
+    offline: bool = False
     artifact: Artifact
 
     def fetch(self) -> Path:
@@ -48,7 +50,8 @@ class Leaf(Model):
             return Path(snapshot_download(self.place, revision=self.revision, allow_patterns=list(self.artifact.tree)))
 
 
-def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store) -> tuple[Checkpoint | SavedModel, Leaf]:
+def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store, *,
+                       trusted: bool = False) -> tuple[Checkpoint | SavedModel, Leaf]:
     """Find a checkpoint and the digests of its files, without reading its weights more than once.
 
     Args:
@@ -56,17 +59,41 @@ def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Sto
         revision: branch, tag or commit of a hub id.
         base: where relative directories count from.
         store: remembers the digests of local files.
+        trusted: whether code that it brings along may be run.
 
     Raises:
         CheckpointError: it is not there, or not a checkpoint.
-        NetworkError: a hub id, and no hub.
+        NetworkError: a hub id, no hub, and no copy that was fetched earlier.
     """
     path = local_path(source, base)
-    if path is None:
-        return _resolve_hub(source, revision, store)
-    found = read_saved_model(path, source) if is_saved_model(path) else read_checkpoint(path, source)
+    if path is not None:
+        found = read_saved_model(path, source) if is_saved_model(path) else read_checkpoint(path, source, trusted=trusted)
+        return found, _leaf(found, store)
+    try:
+        return _resolve_hub(source, revision, store, trusted)
+    except NetworkError:
+        copy = _fetched_earlier(source, revision, trusted)
+        if copy is None:
+            raise
+        return copy, _leaf(copy, store).model_copy(update={"revision": copy.path.name, "offline": True})
+
+
+def _leaf(found: Checkpoint | SavedModel, store: Store) -> Leaf:
+    """The leaf of what lies in a directory."""
     tree = {name: store.file_digest(found.path / name) for name in found.sizes}
-    return found, Leaf(where="directory", place=str(found.path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
+    return Leaf(where="directory", place=str(found.path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
+
+
+def _fetched_earlier(hub_id: str, revision: str | None, trusted: bool) -> Checkpoint | None:
+    """The checkpoint in the hub client's cache, if all of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        return read_checkpoint(path, f"{hub_id}@{path.name[:12]}", trusted=trusted)
+    except (LocalEntryNotFoundError, CheckpointError):
+        return None
 
 
 def local_path(source: str, base: Path) -> Path | None:
@@ -90,15 +117,18 @@ def local_path(source: str, base: Path) -> Path | None:
     raise CheckpointError(f"There is no checkpoint at {source}.", why="it is neither a directory nor of the form of a hub id (owner/name)")
 
 
-def _resolve_hub(hub_id: str, revision: str | None, store: Store) -> tuple[Checkpoint, Leaf]:
+def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool) -> tuple[Checkpoint, Leaf]:
     """Resolve a hub id to a commit; fetches the small files and the headers of the weights, not the weights."""
     from huggingface_hub import HfApi, parse_safetensors_file_metadata, snapshot_download
 
     with hub_errors(hub_id):
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
         siblings = {file.rfilename: file for file in info.siblings or []}
-        small = [name for name in siblings if KEPT.fullmatch(name) or name == WEIGHTS_INDEX]
-        path = Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=small or ["config.json"]))
+        small = [name for name in siblings if belongs(name, trusted=trusted)]
+        # By the name that was asked for: so the client's cache knows offline which commit it stood for.
+        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=small or ["config.json"]))
+        if path.name != info.sha:
+            raise CheckpointError(f"{hub_id} was changed while it was read.", hint="start again")
         sizes = {name: file.size or 0 for name, file in siblings.items()}
         weights = choose_weights(hub_id, path, sizes)
         headers = {}
@@ -113,7 +143,7 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store) -> tuple[Check
             tree[name] = Blob(digest=lfs.sha256, size=lfs.size)
         else:
             tree[name] = store.file_digest(path / name)
-    checkpoint = Checkpoint(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers)
+    checkpoint = Checkpoint(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers, trusted)
     return checkpoint, Leaf(where="hub", place=hub_id, revision=info.sha, artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
 
 

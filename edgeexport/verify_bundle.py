@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeexport.artifact import Model
 from edgeexport.build import Prepared, prepare
 from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, check_files, read_manifest
+from edgeexport.checkpoint import KEPT
 from edgeexport.dataset import ROWS_FILE, read_records
 from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, UnknownName
 from edgeexport.recipe import DataFile, recipe_for
@@ -135,7 +136,7 @@ class RecomputedLane(Model):
 
 
 def verify_against_source(place: Path, source: str, data: DataFile, lanes: Iterable[str], limits: Limits, store: Store,
-                          tell: Callable[[Event], None]) -> list[RecomputedLane]:
+                          tell: Callable[[Event], None], *, trusted: bool = False) -> list[RecomputedLane]:
     """Answer data of the user's with the original and with the bundle's own files, and compare.
 
     Args:
@@ -146,6 +147,7 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
         limits: jobs and memory for the reference.
         store: takes the reference.
         tell: told what happens.
+        trusted: whether code that the checkpoint brings along may be run.
 
     Raises:
         BundleError: the source is another checkpoint.
@@ -158,10 +160,9 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
                "normalize": text["normalize"], "query_prefix": text["query_prefix"], "document_prefix": text["document_prefix"]}
     sections: dict[str, Any] = {"evaluation": data.model_dump(mode="json")} if labelled else {"texts": str(data.file)}
     recipe = recipe_for(source, model={key: value for key, value in section.items() if value is not None}, data=sections)
-    prepared = prepare(recipe, [], store)
-    weights = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items() if name.endswith(".safetensors")}
-    sealed = {name: digest for name, digest in manifest.lineage["source"]["files"].items() if name.endswith(".safetensors")}
-    if weights != sealed:
+    prepared = prepare(recipe, [], store, trusted=trusted)
+    given = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items()}
+    if weights(given) != weights(manifest.lineage["source"]["files"]):
         raise BundleError(f"{source} is not the checkpoint that {manifest.name} was made from.", why="its weights have other digests",
                           hint=f"the manifest names {manifest.lineage['source']['given']}")
     with store.in_use():
@@ -178,6 +179,11 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
             continue
         found.append(_compare(name, lane, prepared, reference, answers))
     return found
+
+
+def weights(files: Mapping[str, str]) -> dict[str, str]:
+    """Of the digests of a source's files, those that make the model's numbers: all but texts, tokenizer and configuration."""
+    return {name: digest for name, digest in files.items() if not KEPT.fullmatch(name)}
 
 
 def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -> dict[str, Answers]:

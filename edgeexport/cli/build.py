@@ -27,6 +27,9 @@ from edgeexport.verify.intervals import Estimate
 DEMO = "help_search"
 
 
+trust_option = click.option("--trust-remote-code", "trusted", is_flag=True, help="Run code that the checkpoint brings along, with your rights.")
+
+
 def model_options(command: Any) -> Any:
     """What build and plan have in common."""
     for option in reversed([
@@ -37,6 +40,7 @@ def model_options(command: Any) -> Any:
         click.option("--texts", type=click.Path(path_type=Path), help="Texts of yours on which parity is measured too."),
         click.option("--task", help="The task, where the checkpoint does not say it."),
         click.option("--max-length", type=int, help="Longest text in tokens; default: the model's own."),
+        trust_option,
     ]):
         command = option(command)
     return command
@@ -50,7 +54,7 @@ def model_options(command: Any) -> Any:
               help="Where the bundles go.")
 @json_option
 def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
-                  max_length: int | None, jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
+                  max_length: int | None, trusted: bool, jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
     """Build a verified bundle for each target.
 
     MODEL is a hub id or a local checkpoint directory. Without it the recipe in the working directory is built, and without that the
@@ -61,7 +65,8 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     limits = default_limits(jobs, memory_mb)
     store = Store()
     with store.in_use():  # from here on: preparing puts the data sets into the store
-        prepared = prepare(chosen, profiles, store, texts)
+        prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
+        tell_offline(prepared)
         progress: Progress = LiveProgress(prepared.plan) if err.is_terminal and not os.environ.get("CI") else LineProgress()
         with progress:
             built = build(prepared, directory, limits, progress.tell)
@@ -78,13 +83,14 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
 @model_options
 @json_option
 def plan_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
-                 max_length: int | None, as_json: bool) -> int:
+                 max_length: int | None, trusted: bool, as_json: bool) -> int:
     """Show what a build would do, and what is stored already. Runs nothing."""
     from edgeexport.cli.plan_tree import plan_data, plan_tree
 
     profiles = [load_target(name) for name in dict.fromkeys(targets)]
     store = Store()
-    prepared = prepare(choose_recipe(model, recipe, task, max_length, announce=not as_json), profiles, store, texts)
+    prepared = prepare(choose_recipe(model, recipe, task, max_length, announce=not as_json), profiles, store, texts, trusted=trusted)
+    tell_offline(prepared)
     found, missing = pending(prepared.plan, prepared.plan.wanted, store, verify=False)
     data = plan_data(prepared.plan, store, set(found), set(missing))
     if as_json:
@@ -127,6 +133,13 @@ def demo_recipe() -> Path:
 def default_limits(jobs: int | None, memory_mb: int | None) -> Limits:
     """Limits for this machine, where the command line sets none."""
     return Limits(jobs=jobs or min(host.cores(), 4), cores=host.cores(), memory_mb=memory_mb or int(0.8 * host.memory_mb()))
+
+
+def tell_offline(prepared: Prepared) -> None:
+    """Say so where the hub could not be asked for the newest revision."""
+    resolved = prepared.resolved
+    if resolved.source.offline:
+        err.print(f"The hub can't be reached: taking {resolved.recipe.model.source} at {str(resolved.source.revision)[:12]}, fetched earlier.")
 
 
 def show_built(built: Built, prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ import click
 import jinja2
 
 from edgeexport.checkpoint import VECTOR_TASKS
+from edgeexport.cli.build import trust_option
 from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
 from edgeexport.plan import default_lengths
@@ -22,13 +23,14 @@ from edgeexport.verify.parity import MARGINS
 @click.argument("model")
 @click.option("--out", "-o", "path", type=click.Path(path_type=Path), default=Path(RECIPE_FILE), show_default=True)
 @click.option("--force", is_flag=True, help="Overwrite a recipe that is there.")
+@trust_option
 @json_option
-def init_command(model: str, path: Path, force: bool, as_json: bool) -> None:
+def init_command(model: str, path: Path, force: bool, trusted: bool, as_json: bool) -> None:
     """Write a commented recipe for a model, with what its own files say."""
     if path.exists() and not force:
         raise OutputError(f"{path} is there already.", hint="--force overwrites it")
     recipe = recipe_for(model)
-    checkpoint, leaf = resolve_checkpoint(model, None, Path.cwd(), Store())
+    checkpoint, leaf = resolve_checkpoint(model, None, Path.cwd(), Store(), trusted=trusted)
     spec, text = checkpoint.spec(recipe.model), checkpoint.text_spec(recipe.model)
     task = spec.require_task()
     template = (importlib.resources.files("edgeexport.data") / "recipe.toml.jinja").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.bundle import opened
-from edgeexport.cli.build import default_limits
+from edgeexport.cli.build import default_limits, trust_option
 from edgeexport.cli.progress import LineProgress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, out, print_json, styled
 from edgeexport.recipe import DataFile
@@ -26,8 +26,10 @@ from edgeexport.verify_bundle import RecomputedLane, verify_against_source, veri
 @click.option("--source", help="The checkpoint the bundle was made from: recompute the reference with it. Needs --data.")
 @click.option("--data", type=click.Path(path_type=Path), help="Texts, or labelled rows, on which original and lanes are compared anew.")
 @click.option("--corpus", type=click.Path(path_type=Path), help="For retrieval: the texts that the rows of --data find.")
+@trust_option
 @json_option
-def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, data: Path | None, corpus: Path | None, as_json: bool) -> int:
+def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, data: Path | None, corpus: Path | None, trusted: bool,
+                   as_json: bool) -> int:
     """Check a bundle: every file against its digest, and the golden vectors of every lane whose runtime can run here.
 
     With --source and --data the original is computed anew, and every lane compared with it on your data.
@@ -41,7 +43,8 @@ def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, dat
         if source is not None and data is not None:
             with LineProgress() as progress:
                 file = DataFile(file=data.absolute(), corpus=corpus.absolute() if corpus else None)
-                recomputed = verify_against_source(place, source, file, lanes, default_limits(None, None), Store(), progress.tell)
+                recomputed = verify_against_source(place, source, file, lanes, default_limits(None, None), Store(), progress.tell,
+                                                   trusted=trusted)
             verdict = together([found.verdict, *(lane.verdict for lane in recomputed)]) or found.verdict
             found = found.model_copy(update={"reference": f"recomputed from {source}", "verdict": verdict})
     if as_json:

@@ -35,6 +35,22 @@ def test_build_from_the_hub(cli: Cli, classifier: Path) -> None:
     report = ran.json["bundles"][0]["report"]
     assert report["model"]["revision"] == COMMIT
 
+    # The hub is gone: what was fetched is taken, and nothing needs to run.
+    for away in (online(endpoint, cli), {**online(endpoint, cli), "HF_HUB_OFFLINE": "1"}):
+        again = cli("build", "--target", "linux-x86_64", "--json", env=away)
+        assert again.code == ran.code, again.err
+        assert f"taking {MODEL} at {COMMIT[:12]}, fetched earlier" in " ".join(again.err.split())
+        assert again.json["bundles"][0]["payload"] == ran.json["bundles"][0]["payload"]
+        assert all(step["stored"] for step in again.json["bundles"][0]["report"]["steps"])
+
+
+def test_small_files_alone_are_no_copy(cli: Cli, classifier: Path) -> None:
+    with serve({MODEL: classifier}, []) as endpoint:
+        assert cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli)).code == 0
+    ran = cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli))
+    assert ran.code == 2
+    assert f"Cannot fetch '{MODEL}'" in ran.err
+
 
 @pytest.mark.parametrize(("name", "revision", "message"), [
     ("someone/no-such-model", None, "There is no model 'someone/no-such-model' on the hub"),
