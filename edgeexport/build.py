@@ -1,4 +1,4 @@
-"""A build: resolve, plan, schedule, judge, seal. What `edgeexport build` calls; it prints nothing."""
+"""A build: schedule what was prepared, judge, seal. What `edgeexport build` calls; it prints nothing."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport import bundle
-from edgeexport.errors import UnknownName
 from edgeexport.inspection.inspect_model import INSPECTION_FILE
 from edgeexport.inspection.model import ModelReport
-from edgeexport.plan import Host, LanePlan, Plan, make_plan
-from edgeexport.recipe import Recipe
+from edgeexport.plan import LanePlan
+from edgeexport.prepare import Prepared
 from edgeexport.report.html import render_html
 from edgeexport.report.model import DatasetReport, Report, StepReport
-from edgeexport.resolve import JUDGING, Resolved, resolve
+from edgeexport.resolve import JUDGING
 from edgeexport.runner import host
-from edgeexport.runner.agent_archive import agent_digest
 from edgeexport.runner.compatibility import oldest_admitted, problems
-from edgeexport.runner.environment import Environment
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers, untruncated
-from edgeexport.session.payload import RUNTIMES
-from edgeexport.store import Entry, Store
-from edgeexport.target import Target, load_target, target_names
+from edgeexport.store import Entry
+from edgeexport.target import Target
 from edgeexport.verify.check import Verdict, together
 from edgeexport.verify.judge import Question, judge_lane
 from edgeexport.verify.lane_report import LaneReport
-from edgeexport.verify.parity import check_names
 
 # So many golden vectors, of evenly spread lengths: enough to see a wrong kernel, few enough to check on a device in a moment.
 GOLDEN_COUNT = 24
@@ -45,55 +40,6 @@ class Built:
     archive: Path
     report: Report
     manifest: bundle.Manifest
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A build before any work: everything found, and the plan."""
-
-    resolved: Resolved
-    plan: Plan
-    targets: tuple[Target, ...]
-    store: Store
-
-
-def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path | None = None, *, trusted: bool = False) -> Prepared:
-    """Resolve and plan; every refusal comes from here, before any work.
-
-    Args:
-        recipe: what to build.
-        targets: for what; none is for the reference alone.
-        store: where the steps' results lie.
-        texts: unlabelled texts that replace the recipe's.
-        trusted: whether code that the checkpoint brings along may be run. No recipe can say so: it may come from elsewhere.
-
-    Raises:
-        EdgeExportError: the build is not possible.
-    """
-    check_names(recipe.parity)
-    check_lanes(recipe, targets)
-    resolved = resolve(recipe, store, texts, trusted=trusted)
-    stand_ins = {lane.verified_by for target in targets for lane in target.lanes}
-    here = Host(isa=(host.isa(), *host.isa_features()), fingerprint=host.fingerprint(), agent=agent_digest(),
-                environments={name: Environment(name).digest for name in stand_ins})
-    return Prepared(resolved, make_plan(resolved, targets, here), tuple(targets), store)
-
-
-def check_lanes(recipe: Recipe, targets: Sequence[Target]) -> None:
-    """Check that the lanes' runtimes can be run here, and that lanes which the recipe names are lanes of these or the shipped targets.
-
-    Raises:
-        UnknownName: a name that stands for nothing.
-    """
-    for target in targets:
-        for lane in target.lanes:
-            if lane.runtime not in RUNTIMES:
-                raise UnknownName.among(f"runtime of the lane '{lane.name}' of {target.name}", lane.runtime, RUNTIMES)
-    if recipe.precision.lanes:
-        known = {lane.name for target in (*targets, *map(load_target, target_names())) for lane in target.lanes}
-        for name in recipe.precision.lanes:
-            if name not in known:
-                raise UnknownName.among("lane in [precision.lanes]", name, known)
 
 
 def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event], None]) -> list[Built]:

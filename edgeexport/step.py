@@ -119,16 +119,29 @@ def code_digest(module: str) -> str:
 
 
 def _collect_sources(module: str, sources: dict[str, str]) -> None:
-    spec = importlib.util.find_spec(module)
-    if module in sources or spec is None or spec.origin is None:
+    if module in sources:
         return
-    sources[module] = Path(spec.origin).read_text(encoding="utf-8")
+    source, siblings = _source(module)
+    if source is not None:
+        sources[module] = source
+        for name in siblings:
+            _collect_sources(name, sources)
+
+
+@cache
+def _source(module: str) -> tuple[str | None, tuple[str, ...]]:
+    """A module's source, and what it imports from its package and from the session; None for what is no module with a file."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None, ()
+    source = Path(spec.origin).read_text(encoding="utf-8")
     package = module if spec.submodule_search_locations else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(sources[module])):
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
             inside = [f"{base}.{alias.name}" for alias in node.names] if base in {package, SESSION} else [base]
-            for name in inside:
-                # At the top every module is a sibling.
-                if name.startswith(f"{SESSION}.") or (package != edgeexport.__name__ and name.startswith(f"{package}.")):
-                    _collect_sources(name, sources)
+            # At the top every module is a sibling.
+            found += [name for name in inside
+                      if name.startswith(f"{SESSION}.") or (package != edgeexport.__name__ and name.startswith(f"{package}."))]
+    return source, tuple(found)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport.artifact import Model
-from edgeexport.build import Prepared, prepare
 from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, check_files, read_manifest
 from edgeexport.checkpoint import KEPT
 from edgeexport.dataset import ROWS_FILE, read_records
 from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, UnknownName
+from edgeexport.prepare import Prepared, prepare
 from edgeexport.recipe import DataFile, recipe_for
 from edgeexport.runner import host
 from edgeexport.runner.environment import Environment

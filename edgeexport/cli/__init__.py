@@ -14,7 +14,7 @@ from edgeexport.errors import EXIT_ERROR, EXIT_INTERRUPTED, EdgeExportError, Usa
 # Command → the module that holds it: imported when it is called, so that `--help` costs nothing.
 COMMANDS = {
     "build": "edgeexport.cli.build",
-    "plan": "edgeexport.cli.build",
+    "plan": "edgeexport.cli.plan",
     "init": "edgeexport.cli.init",
     "targets": "edgeexport.cli.targets",
     "inspect": "edgeexport.cli.inspect",

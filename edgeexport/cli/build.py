@@ -1,49 +1,25 @@
-"""`edgeexport build` and `edgeexport plan`."""
+"""`edgeexport build`."""
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.markup import escape
 
-from edgeexport.build import Built, Prepared, build, prepare
+from edgeexport.build import Built, build
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
 from edgeexport.cli.progress import LineProgress, LiveProgress, Progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json, styled
-from edgeexport.errors import RecipeError
-from edgeexport.recipe import RECIPE_FILE, ModelSection, Recipe, load_recipe, recipe_for
+from edgeexport.prepare import Prepared, prepare
 from edgeexport.report.model import Report, interval_text
 from edgeexport.runner import host
-from edgeexport.schedule import Limits, pending
+from edgeexport.schedule import Limits
 from edgeexport.store import Store
 from edgeexport.target import load_target
-from edgeexport.toml_file import validated
 from edgeexport.verify.check import together
 from edgeexport.verify.intervals import Estimate
-
-DEMO = "help_search"
-
-
-trust_option = click.option("--trust-remote-code", "trusted", is_flag=True, help="Run code that the checkpoint brings along, with your rights.")
-
-
-def model_options(command: Any) -> Any:
-    """What build and plan have in common."""
-    for option in reversed([
-        click.argument("model", required=False),
-        click.option("--target", "-t", "targets", multiple=True, required=True, metavar="T",
-                     help="A target's name, or a file ./board.toml. May be given several times."),
-        click.option("--recipe", type=click.Path(path_type=Path), help=f"A recipe; default: {RECIPE_FILE} here."),
-        click.option("--texts", type=click.Path(path_type=Path), help="Texts of yours on which parity is measured too."),
-        click.option("--task", help="The task, where the checkpoint does not say it."),
-        click.option("--max-length", type=int, help="Longest text in tokens; default: the model's own."),
-        trust_option,
-    ]):
-        command = option(command)
-    return command
 
 
 @click.command("build")
@@ -79,67 +55,9 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     return EXIT_CODES[together(each.report.verdict for each in built) or built[0].report.verdict]
 
 
-@click.command("plan")
-@model_options
-@json_option
-def plan_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
-                 max_length: int | None, trusted: bool, as_json: bool) -> int:
-    """Show what a build would do, and what is stored already. Runs nothing."""
-    from edgeexport.cli.plan_tree import plan_data, plan_tree
-
-    profiles = [load_target(name) for name in dict.fromkeys(targets)]
-    store = Store()
-    prepared = prepare(choose_recipe(model, recipe, task, max_length, announce=not as_json), profiles, store, texts, trusted=trusted)
-    tell_offline(prepared)
-    found, missing = pending(prepared.plan, prepared.plan.wanted, store, verify=False)
-    data = plan_data(prepared.plan, store, set(found), set(missing))
-    if as_json:
-        print_json(data)
-    else:
-        out.print(plan_tree(prepared.plan, data))
-    return 0
-
-
-def choose_recipe(model: str | None, path: Path | None, task: str | None, max_length: int | None, *, announce: bool) -> Recipe:
-    """The recipe that the command line means: of a file, of a bare model, of the working directory, or the demo's.
-
-    Raises:
-        RecipeError: it is not valid.
-    """
-    sections = {key: value for key, value in (("task", task), ("max_length", max_length)) if value is not None}
-    if path is None and model is None and Path(RECIPE_FILE).is_file():
-        path = Path(RECIPE_FILE)
-    if path is not None:
-        recipe = load_recipe(path)
-        if model is not None:
-            sections["source"] = str(Path(model).absolute()) if Path(model).exists() else model
-    elif model is not None:
-        return recipe_for(model, model={"source": model, **sections})
-    else:
-        recipe = load_recipe(demo_recipe())
-        if announce:
-            err.print(f"No model and no {RECIPE_FILE} here: building the demo, help search with all-MiniLM-L6-v2.")
-    if sections:
-        section = validated(recipe.model.model_dump(exclude_none=True) | sections, ModelSection, RecipeError, "the command line")
-        recipe = recipe.model_copy(update={"model": section})
-    return recipe
-
-
-def demo_recipe() -> Path:
-    """The recipe of the demo that ships with the product."""
-    return Path(str(importlib.resources.files("edgeexport.data"))) / DEMO / RECIPE_FILE
-
-
 def default_limits(jobs: int | None, memory_mb: int | None) -> Limits:
     """Limits for this machine, where the command line sets none."""
     return Limits(jobs=jobs or min(host.cores(), 4), cores=host.cores(), memory_mb=memory_mb or int(0.8 * host.memory_mb()))
-
-
-def tell_offline(prepared: Prepared) -> None:
-    """Say so where the hub could not be asked for the newest revision."""
-    resolved = prepared.resolved
-    if resolved.source.offline:
-        err.print(f"The hub can't be reached: taking {resolved.recipe.model.source} at {str(resolved.source.revision)[:12]}, fetched earlier.")
 
 
 def show_built(built: Built, prepared: Prepared) -> None:

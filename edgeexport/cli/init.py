@@ -9,7 +9,7 @@ import click
 import jinja2
 
 from edgeexport.checkpoint import VECTOR_TASKS
-from edgeexport.cli.build import trust_option
+from edgeexport.cli.model_options import trust_option
 from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
 from edgeexport.plan import default_lengths

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.bundle import opened
-from edgeexport.cli.build import default_limits, trust_option
+from edgeexport.cli.build import default_limits
+from edgeexport.cli.model_options import trust_option
 from edgeexport.cli.progress import LineProgress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, out, print_json, styled
 from edgeexport.recipe import DataFile

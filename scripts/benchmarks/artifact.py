@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgeexport.cli.build import demo_recipe
+from edgeexport.cli.model_options import demo_recipe
 from edgeexport.runner.environment import Environment
 
 TIMING = """

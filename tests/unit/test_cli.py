@@ -21,6 +21,7 @@ from edgeexport.artifact import Artifact, Kind, Spec
 from edgeexport.build import Built, Prepared
 from edgeexport.cli import build as build_module
 from edgeexport.cli.cache import parse_size
+from edgeexport.cli.model_options import choose_recipe
 from edgeexport.cli.progress import LineProgress, LiveProgress, ended
 from edgeexport.cli.run import shown
 from edgeexport.cli.terminal import megabytes, seconds, styled
@@ -179,7 +180,8 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
                 raise error
             return built
 
-        monkeypatch.setattr(build_module, "prepare", lambda *args: Prepared(None, plan_of({"a": (Write(text="a"), {})}), (), None))  # type: ignore[arg-type]
+        monkeypatch.setattr(build_module, "prepare", lambda *args, **options: Prepared(None, plan_of({"a": (Write(text="a"), {})}), (), None))  # type: ignore[arg-type]
+        monkeypatch.setattr(build_module, "tell_offline", lambda prepared: None)
         monkeypatch.setattr(build_module, "build", build)
 
     return set_outcome
@@ -220,7 +222,7 @@ def test_the_store_is_in_use_from_the_first_data_set_to_the_seal(edgeexport: Edg
     outcome(Verdict.PASS)
     free: list[bool] = []
 
-    def prepare(*args: object) -> Prepared:
+    def prepare(*args: object, **options: object) -> Prepared:
         with Store().in_use(alone=True) as alone:
             free.append(alone)
         raise RecipeError("enough seen")
@@ -234,14 +236,14 @@ def test_the_store_is_in_use_from_the_first_data_set_to_the_seal(edgeexport: Edg
 
 
 def test_a_recipe_here_is_taken_before_the_demo_and_a_model_before_both(edgeexport: Edgeexport, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = build_module.choose_recipe(None, None, None, None, announce=True)
+    demo = choose_recipe(None, None, None, None, announce=True)
     assert demo.name == "help-search"
     assert "building the demo" in capsys.readouterr().err
     Path("edgeexport.toml").write_text(RECIPE, encoding="utf-8")
-    mine = build_module.choose_recipe(None, None, None, None, announce=True)
+    mine = choose_recipe(None, None, None, None, announce=True)
     assert (mine.name, mine.directory) == ("mine", Path.cwd())
     assert capsys.readouterr().err == ""
-    bare = build_module.choose_recipe("owner/other", None, "fill-mask", 16, announce=True)
+    bare = choose_recipe("owner/other", None, "fill-mask", 16, announce=True)
     assert (bare.name, bare.model.source, bare.model.task, bare.model.max_length) == ("other", "owner/other", "fill-mask", 16)
 
 
@@ -249,7 +251,7 @@ def test_the_command_line_wins_over_the_recipe(edgeexport: Edgeexport, tmp_path:
     path = Path("other.toml")
     path.write_text(RECIPE, encoding="utf-8")
     (tmp_path / "here" / "local").mkdir()
-    chosen = build_module.choose_recipe("local", path, "fill-mask", 64, announce=False)
+    chosen = choose_recipe("local", path, "fill-mask", 64, announce=False)
     assert (chosen.name, chosen.model.source, chosen.model.task, chosen.model.max_length) == ("mine", str(Path("local").absolute()), "fill-mask", 64)
 
 

@@ -24,15 +24,14 @@ CONVERTERS = Path(next(iter(converters.__path__)))
 
 HEAVY = ("torch", "tensorflow", "onnx", "onnxruntime", "transformers", "ai_edge_litert", "scipy", "jax", "optimum", "litert_torch")
 
-# Bottom up: a module imports what stands before it, and within a package its siblings. `verify` and `report` interlock: the report's model
-# is made of the checks, and the judgement of a lane is a part of the report.
+# Bottom up: a module imports what stands before it, and within a package its siblings.
 LAYERS = (
     "errors", "session", "data",
     "artifact", "toml_file", "policy", "target", "recipe",
     "saved_model_signature", "checkpoint", "saved_model", "store", "source",
     "step", "catalog", "dataset", "probes", "resolve", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
-    "verify", "report", "bundle", "distribute", "build", "verify_bundle", "cli", "__main__",
+    "verify", "report", "bundle", "distribute", "prepare", "build", "verify_bundle", "cli", "__main__",
 )
 # What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, as `checkpoint` does for Transformers.
 FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model")

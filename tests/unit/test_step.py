@@ -11,7 +11,7 @@ import pytest
 from fake_steps import FILE, Write
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.step import Context, _collect_sources, code_digest, version_of
+from edgeexport.step import Context, _collect_sources, _source, code_digest, version_of
 
 PACKAGE = {
     "__init__.py": "",
@@ -31,15 +31,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in PACKAGE.items():
         (folder / name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    code_digest.cache_clear()
     yield folder
-    code_digest.cache_clear()
+    forget()
     for name in [name for name in sys.modules if name.partition(".")[0] == "apart"]:
         del sys.modules[name]
 
 
-def digest_of_own() -> str:
+def forget() -> None:
     code_digest.cache_clear()
+    _source.cache_clear()
+
+
+def digest_of_own() -> str:
+    forget()
     importlib.invalidate_caches()
     return code_digest("apart.own")
 

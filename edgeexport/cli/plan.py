@@ -1,16 +1,40 @@
-"""A plan as a tree: each result with what it is made from, and whether it is stored."""
+"""`edgeexport plan`: the graph as a tree, each result with what it is made from, and whether it is stored."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import click
 from rich.markup import escape
 from rich.tree import Tree
 
-from edgeexport.cli.terminal import megabytes, seconds
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
+from edgeexport.cli.terminal import json_option, megabytes, out, print_json, seconds
 from edgeexport.plan import Node, Plan
-from edgeexport.schedule import last_runs
+from edgeexport.prepare import prepare
+from edgeexport.schedule import last_runs, pending
 from edgeexport.store import Entry, Store, describe_change
+from edgeexport.target import load_target
+
+
+@click.command("plan")
+@model_options
+@json_option
+def plan_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
+                 max_length: int | None, trusted: bool, as_json: bool) -> int:
+    """Show what a build would do, and what is stored already. Runs nothing."""
+    profiles = [load_target(name) for name in dict.fromkeys(targets)]
+    store = Store()
+    prepared = prepare(choose_recipe(model, recipe, task, max_length, announce=not as_json), profiles, store, texts, trusted=trusted)
+    tell_offline(prepared)
+    found, missing = pending(prepared.plan, prepared.plan.wanted, store, verify=False)
+    data = plan_data(prepared.plan, store, set(found), set(missing))
+    if as_json:
+        print_json(data)
+    else:
+        out.print(plan_tree(prepared.plan, data))
+    return 0
 
 
 def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> dict[str, Any]:
