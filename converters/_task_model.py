@@ -84,6 +84,7 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor,
                     token_type_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+            """The task's outputs by name, for integer inputs [batch, seq]."""
             # A ready-made additive mask keeps Transformers from indexing one together, which no older TFLite runtime can run. Code that
             # is not Transformers' need not know that form.
             bias = attention_mask if own_code else (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED

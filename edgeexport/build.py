@@ -113,6 +113,7 @@ def _seal(prepared: Prepared, target: Target, destination: Path, evidence: _Evid
         rows = [row.model_dump(exclude_none=True) for row in prepared.resolved.datasets["probes"].rows]
         bundle.add_golden(place, rows, golden_choice(evidence.reference["probes"]), evidence.reference["probes"],
                           {plan.lane.name: evidence.answers(plan.answers)["probes"] for plan in offered})
+        bundle.add_inspections(place, {str(plan.variant): evidence.path(plan.inspection, INSPECTION_FILE) for plan in offered})
         bundle.add_programs(place)
         (place / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
         (place / "report.html").write_text(render_html(report), encoding="utf-8")

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from edgeexport.artifact import Blob, Model, digest_file, digest_json, tree_digest
 from edgeexport.errors import BundleError, OutputError
+from edgeexport.inspection.model import ModelReport
 from edgeexport.payload import merge_payloads, write_payload
 from edgeexport.report.model import Report
 from edgeexport.runner.agent_archive import EPOCH, agent_archive
@@ -27,6 +28,7 @@ from edgeexport.session.payload import PAYLOAD_FILE
 from edgeexport.verify.check import Verdict
 
 GOLDEN_ROWS = "golden/rows.jsonl"
+INSPECTIONS = "inspection"
 GOLDEN_REFERENCE = "golden/reference.npz"
 # What the payload's digest is made of: no measurement, no report.
 PAYLOAD_PARTS = (PAYLOAD_FILE, "text/", "variants/", "licences/")
@@ -151,6 +153,26 @@ def add_golden(place: Path, rows: Sequence[Mapping[str, Any]], chosen: Sequence[
         answers.chosen(chosen).save(place / "golden" / f"{name}.npz")
 
 
+def add_inspections(place: Path, inspections: Mapping[str, Path]) -> None:
+    """Copy what was found in each variant's model file: to be read where the format's library is not installed."""
+    (place / INSPECTIONS).mkdir()
+    for variant, path in inspections.items():
+        shutil.copyfile(path, place / INSPECTIONS / f"{variant}.json")
+
+
+def read_inspections(place: Path, manifest: Manifest) -> dict[str, ModelReport]:
+    """What was found in each variant's model file, by variant.
+
+    Raises:
+        BundleError: a file is missing or not what was sealed.
+    """
+    names = {variant: f"{INSPECTIONS}/{variant}.json" for variant in manifest.variants}
+    for variant, name in names.items():
+        for file in (name, *manifest.variants[variant]["files"]):
+            check_file(place, file, manifest)
+    return {variant: ModelReport.model_validate_json((place / name).read_text(encoding="utf-8")) for variant, name in names.items()}
+
+
 def add_programs(place: Path) -> None:
     """Write the sample and the session it uses."""
     (place / "session.pyz").write_bytes(agent_archive())
@@ -212,16 +234,25 @@ def check_files(place: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: a file is missing, damaged, or not from the bundle; names it.
     """
-    for name, blob in manifest.files.items():
-        path = place / name
-        if not path.is_file():
-            raise BundleError(f"{place} is not whole.", why=f"{name} is missing", hint="get the bundle again")
-        if path.stat().st_size != blob.size or digest_file(path) != blob.digest:
-            raise BundleError(f"{place} is damaged.", why=f"{name} is not what was sealed", hint="get the bundle again")
+    for name in manifest.files:
+        check_file(place, name, manifest)
     extra = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - manifest.files.keys() - {MANIFEST_FILE}
     extra = {name for name in extra if "__pycache__" not in PurePosixPath(name).parts}
     if extra:
         raise BundleError(f"{place} holds files that were not sealed.", why=", ".join(sorted(extra)[:5]), hint="take them out")
+
+
+def check_file(place: Path, name: str, manifest: Manifest) -> None:
+    """Compare a file with the manifest.
+
+    Raises:
+        BundleError: it is missing, damaged, or none that was sealed.
+    """
+    path, blob = place / name, manifest.files.get(name)
+    if not path.is_file():
+        raise BundleError(f"{place} is not whole.", why=f"{name} is missing", hint="get the bundle again")
+    if blob is None or path.stat().st_size != blob.size or digest_file(path) != blob.digest:
+        raise BundleError(f"{place} is damaged.", why=f"{name} is not what was sealed", hint="get the bundle again")
 
 
 def write_archive(place: Path, archive: Path) -> None:

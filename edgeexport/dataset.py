@@ -189,10 +189,16 @@ class _Record:
     fields: Mapping[str, str]
 
     def get(self, field: str) -> str | None:
+        """The value of one of our fields; None where there is none."""
         value = self.columns.get(self.fields.get(field, field))
         return None if value is None else str(value)
 
     def need(self, field: str) -> str:
+        """The same, where it can't be done without.
+
+        Raises:
+            DataError: there is none; says which columns there are.
+        """
         value = self.get(field)
         if value is not None:
             return value

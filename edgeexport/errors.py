@@ -90,6 +90,12 @@ class MissingExtra(EdgeExportError):
                    hint=f"pip install 'edgeexport[{extra}]'")
 
 
+    @classmethod
+    def reader(cls, form: str, package: str) -> MissingExtra:
+        """The error where only the library that reads a file format is needed, not the whole extra that brings it."""
+        return cls(f"Looking into {form} files needs the package '{package}'.", hint=f"pip install {package}")
+
+
 class PlanError(EdgeExportError):
     """A build that is refused before any work."""
 

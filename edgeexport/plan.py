@@ -148,6 +148,7 @@ class _Graph:
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def add(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str | Refusal:
+        """Add a step; returns its id, that of an equal step which is there already, or why it is not possible."""
         specs = {name: self._spec(reference) for name, reference in inputs.items()}
         for name, kinds in step.consumes.items():
             if specs[name].kind not in kinds:
@@ -166,6 +167,7 @@ class _Graph:
         return node_id
 
     def must(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str:
+        """The same for a step that the plan can't do without."""
         added = self.add(node_id, step, inputs, alone=alone)
         if isinstance(added, Refusal):
             raise PlanError(f"{node_id} is not possible.", why=added.reason, hint=added.hint)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from edgeexport.bundle import opened, read_manifest
+from edgeexport.bundle import opened, read_inspections, read_manifest
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json
 from edgeexport.inspection import ModelReport, inspect_file
 
@@ -26,7 +26,7 @@ def inspect_command(path: Path, as_json: bool) -> None:
     if path.is_dir() or path.suffix == ".zip":
         with opened(path) as place:
             manifest = read_manifest(place)
-            reports = {name: inspect_file(place / entry["model"]) for name, entry in manifest.variants.items()}
+            reports = read_inspections(place, manifest)
             lanes = {name: lane.scope for name, lane in manifest.lanes.items()}
         if as_json:
             print_json({"name": manifest.name, "target": manifest.target, "payload": manifest.payload, "lanes": lanes,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,67 @@ import click
 from rich.markup import escape
 
 from edgeexport.cli.terminal import err, json_option, out, print_json
-from edgeexport.session import Bundle, TruncationWarning
+from edgeexport.errors import RuntimeUnavailable
+from edgeexport.runner.environment import Environment
+from edgeexport.runner.local import run_job
+from edgeexport.session import Bundle
+from edgeexport.session.agent import run_texts
+from edgeexport.step import Context
 
 
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, required=True)
-@click.option("--lane", help="Which lane; default: the first whose runtime is installed here.")
+@click.option("--lane", help="Which lane; default: the first whose runtime is installed here, else the first that can run.")
 @click.option("--context", help="The text that holds the answer, for question answering; else the second text of a pair.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @json_option
 def run_command(bundle: Path, texts: tuple[str, ...], lane: str | None, context: str | None, threads: int, as_json: bool) -> None:
-    """Run a bundle on texts, in a runtime that is installed here."""
+    """Run a bundle on texts.
+
+    Where the lane's runtime is not installed, it runs in the environment in which the lane was verified; that is made on first use.
+    """
     opened = Bundle.open(bundle, lane=lane, threads=threads)
-    results: list[dict[str, Any]] = []
-    for text in texts:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", TruncationWarning)
-            answer = opened.run(text, context)
-        cut = [str(warning.message) for warning in caught if warning.category is TruncationWarning]
-        results.append({"text": text, "answer": answer.tolist() if hasattr(answer, "tolist") else answer, "warnings": cut})
+    try:
+        name, results = opened.lane, run_texts(opened.session, list(texts), context)
+    except RuntimeUnavailable:
+        name, results = run_in_environment(opened, [lane] if lane else list(opened.lanes), texts, context, threads)
     if as_json:
-        print_json({"lane": opened.lane, "results": results})
+        print_json({"lane": name, "results": results})
         return
-    err.print(f"[dim]lane {opened.lane}[/]")
+    err.print(f"[dim]lane {name}[/]")
     for result in results:
-        out.print(f"[bold]{escape(result['text'])}[/]" if len(results) > 1 else "", end="\n" if len(results) > 1 else "", markup=True)
+        if len(results) > 1:
+            out.print(f"[bold]{escape(result['text'])}[/]")
         for message in result["warnings"]:
             err.print(f"[yellow]{escape(message)}[/]")
         out.print(shown(result["answer"]), markup=False)
+
+
+def run_in_environment(bundle: Bundle, lanes: Sequence[str], texts: Sequence[str], pair: str | None,
+                       threads: int) -> tuple[str, list[dict[str, Any]]]:
+    """The first of the lanes whose environment can be made, and its answers.
+
+    Raises:
+        RuntimeUnavailable: none can.
+    """
+    problem = RuntimeUnavailable("The bundle has no lane.")
+    for name in lanes:
+        job = {"do": "texts", "payload": str(bundle.directory.absolute()), "variant": bundle.lanes[name]["variant"],
+               "runtime": bundle.lanes[name]["runtime"], "threads": threads, "texts": list(texts), "pair": pair}
+        try:
+            return name, answers(Environment(bundle.lanes[name]["verified_by"]), job)
+        except RuntimeUnavailable as exc:
+            problem = exc
+    raise problem
+
+
+def answers(environment: Environment, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an environment answers to a job's texts."""
+    with tempfile.TemporaryDirectory(prefix="edgeexport-run-") as scratch, err.status(f"running in {environment.stand_in}") as status:
+        context = Context(Path(scratch), report=lambda fraction, message: status.update(message))
+        results: list[dict[str, Any]] = run_job(environment, job, Path(scratch) / "out", context)["results"]
+    return results
 
 
 def shown(answer: Any) -> str:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from edgeexport.artifact import Blob, digest_file
-from edgeexport.bundle import Manifest, check_files, new_bundle, payload_digest, read_manifest
+from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, INSPECTIONS, Manifest, check_files, new_bundle, payload_digest, read_manifest
 from edgeexport.errors import BundleError, UnknownName, VerdictRefused
 from edgeexport.payload import write_payload
 from edgeexport.session.bundle import MANIFEST_FILE
@@ -82,8 +82,8 @@ def only_lane(source: Path, fresh: Path, manifest: Manifest, lane: str) -> Manif
     """Copy what one lane needs, and seal it anew with its own verdict."""
     entry = manifest.lanes[lane]
     keep = [name for name in manifest.files
-            if not name.startswith(("variants/", "golden/", "report.")) or name.startswith(f"variants/{entry.variant}/")
-            or name in {"golden/rows.jsonl", "golden/reference.npz", f"golden/{lane}.npz"}]
+            if not name.startswith(("variants/", "golden/", f"{INSPECTIONS}/", "report.")) or name.startswith(f"variants/{entry.variant}/")
+            or name in {GOLDEN_ROWS, GOLDEN_REFERENCE, f"golden/{lane}.npz", f"{INSPECTIONS}/{entry.variant}.json"}]
     for name in keep:
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, fresh / name)

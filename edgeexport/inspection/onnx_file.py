@@ -79,7 +79,7 @@ def inspect_onnx(path: Path) -> ModelReport:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as exc:
-        raise MissingExtra.named("onnx", "onnx") from exc
+        raise MissingExtra.reader("ONNX", "onnx") from exc
     try:
         model = onnx.load_model(str(path), load_external_data=False)
     except DecodeError as exc:
@@ -118,6 +118,7 @@ class _Reader:
         self.external: dict[str, int] = {}
 
     def report(self) -> ModelReport:
+        """Count everything."""
         constants = list(self._constants())
         uses: Counter[OperatorUse] = Counter()
         products = []

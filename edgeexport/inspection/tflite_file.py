@@ -67,7 +67,7 @@ def inspect_tflite(path: Path) -> ModelReport:
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as exc:
-        raise MissingExtra.named("tflite", "ai-edge-litert") from exc
+        raise MissingExtra.reader("TFLite", "ai-edge-litert") from exc
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path.name, data, schema).report()
@@ -153,6 +153,7 @@ class _Reader:
         self.buffers = [self._buffer(index) for index in range(self.model.BuffersLength())]
 
     def report(self) -> ModelReport:
+        """Count everything."""
         graphs = [self._graph(self.model.Subgraphs(index)) for index in range(self.model.SubgraphsLength())]
         if not graphs:
             raise ValueError("it has no subgraph")

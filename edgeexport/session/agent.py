@@ -2,7 +2,7 @@
 
     python agent.py JOB.json
 
-A job is ``{"do": "answers" | "speed" | "golden", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
+A job is ``{"do": "answers" | "speed" | "texts", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
 With ``parent``, a process id, it ends with that process.
 Progress goes to standard output, one JSON object a line.
 """
@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from edgeexport.errors import EdgeExportError
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers, read_json_lines
-from edgeexport.session.payload import Payload, Session
+from edgeexport.session.payload import Payload, Session, TruncationWarning
 
 
 def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Answers:
@@ -85,6 +86,23 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     return {"load_seconds": load_seconds, "latency_ms": latency, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"]}
 
 
+def answer_texts(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The answers to the job's texts, as an app gets them."""
+    return {"results": run_texts(open_session(job), job["texts"], job["pair"])}
+
+
+def run_texts(session: Session, texts: list[str], pair: str | None) -> list[dict[str, Any]]:
+    """The answers to texts, as plain data, each with what it warned of."""
+    results = []
+    for text in texts:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TruncationWarning)
+            answer = session.answer(text, pair)
+        cut = [str(warning.message) for warning in caught if warning.category is TruncationWarning]
+        results.append({"text": text, "answer": answer.tolist() if isinstance(answer, np.ndarray) else answer, "warnings": cut})
+    return results
+
+
 def open_session(job: dict[str, Any]) -> Session:
     """The session that a job asks for."""
     return Session(Payload(Path(job["payload"])), job["variant"], job["runtime"], job["threads"])
@@ -101,7 +119,7 @@ def report(fraction: float, message: str) -> None:
     sys.stdout.flush()
 
 
-JOBS = {"answers": measure_answers, "speed": measure_speed}
+JOBS = {"answers": measure_answers, "speed": measure_speed, "texts": answer_texts}
 
 
 def die_with_parent(parent: int) -> None:

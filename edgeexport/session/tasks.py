@@ -95,13 +95,13 @@ def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> 
 
 
 def mask_positions(spec: TextSpec, encoded: Encoded) -> np.ndarray:
-    """Positions of the mask token: int64 [masks].
+    """Positions of the mask token: int64 [masks]; none where the text was cut before it.
 
     Raises:
-        DataError: there is none.
+        DataError: there was none.
     """
     positions = np.flatnonzero(encoded.ids == spec.mask_id)
-    if not len(positions):
+    if not len(positions) and not encoded.truncated:
         raise DataError("The text has no mask token.", hint="put the model's mask token (such as [MASK] or <mask>) where a word is to be found")
     return positions
 
@@ -200,6 +200,8 @@ def _span(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, 
 def _fillers(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> list[Any]:
     """The five likeliest tokens for the mask; of several masks, such a list for each."""
     positions = mask_positions(tokenizer.spec, encoded)
+    if not len(positions):
+        raise DataError(f"The mask token lies beyond the {tokenizer.spec.max_length} tokens that the model reads.", hint="give a shorter text")
     found = []
     for position in positions:
         scores = softmax(outputs["logits"][0, position])

@@ -124,9 +124,12 @@ def cosines(reference: Answers, lane: Answers) -> np.ndarray:
 
 
 def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
-    """Share of equal decisions; for token classification over words, with texts as clusters. None where the task decides nothing."""
-    pairs = list(zip(reference.decisions, lane.decisions, strict=True))
-    if not any(a for a, _ in pairs):
+    """Share of equal decisions; for token classification over words, with texts as clusters. None where the task decides nothing.
+
+    A text on which neither decides, such as one whose mask was cut off, does not count.
+    """
+    pairs = [(a, b) for a, b in zip(reference.decisions, lane.decisions, strict=True) if a or b]
+    if not pairs:
         return None
     if task is Task.TOKEN_CLASSIFICATION:
         equal, texts = [], []

@@ -266,6 +266,12 @@ def test_fillers(zoo: Zoo, family: str, model_format: str) -> None:
         assert numbers == pytest.approx(logits, abs=CLOSE * 3)  # fewer than 1,024 tokens: all of them
     with pytest.raises(DataError, match="no mask token"):
         session.answer("nothing hidden here")
+    # Cut off, it decides nothing, and is no error where evidence is gathered.
+    far = f"{' '.join(TEXTS[100:110])} {mask}"
+    numbers, decision = evidence(session, far)
+    assert (len(numbers), decision) == (0, [])
+    with pytest.raises(DataError, match=f"beyond the {MAX_LENGTH} tokens"), pytest.warns(TruncationWarning):
+        session.answer(far)
 
 
 def test_a_cut_text_says_so(zoo: Zoo) -> None:

@@ -29,13 +29,14 @@ class Cli:
     """The command line with a store and a working directory of its own; the runtimes' environments are shared by all tests."""
 
     directory: Path
+    python: str = sys.executable
 
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, "EDGEEXPORT_CACHE": str(self.directory / "cache"), "CI": "true", "COLUMNS": "80"}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "edgeexport", *arguments]
+        return [self.python, "-m", "edgeexport", *arguments]
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> Ran:
         done = subprocess.run(self.command(*arguments), cwd=self.directory, env=self.environment | (env or {}), capture_output=True,

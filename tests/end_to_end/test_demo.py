@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from base_install import make_base_install
 from command_line import Cli
 
+from edgeexport.cli.schema import SCHEMAS
 from edgeexport.runner.environment import Environment
 
 LANES = {"tflite-runtime": "tflite-runtime==2.14.0", "litert": "ai-edge-litert==2.3.0", "onnx": "onnxruntime==1.31.1"}
@@ -139,6 +142,57 @@ def test_publish_and_pull_one_lane(demo: tuple[Cli, dict], bundle: Path) -> None
     ran = cli("run", str(pulled), "where is my parcel", "--json")
     assert ran.code == 0
     assert len(ran.json["results"][0]["answer"]) == 384
+
+
+@pytest.fixture(scope="module")
+def base(demo: tuple[Cli, dict], tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The command line of a base install, with the demo's store and directory."""
+    return replace(demo[0], python=str(make_base_install(tmp_path_factory.mktemp("base") / "env")))
+
+
+def test_a_base_install_has_no_framework(base: Cli) -> None:
+    code = "import importlib.util, sys; sys.exit(sum(importlib.util.find_spec(name) is not None for name in sys.argv[1:]))"
+    heavy = ["torch", "transformers", "onnx", "onnxruntime", "ai_edge_litert", "litert_torch", "optimum", "scipy", "tensorflow"]
+    assert subprocess.run([base.python, "-c", code, *heavy], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [
+    ["doctor"], ["targets", "list"], ["targets", "show", "raspberrypi"], ["cache", "list"], *(["schema", name] for name in SCHEMAS)],
+    ids=" ".join)
+def test_what_reports_works_on_a_base_install(base: Cli, arguments: list[str]) -> None:
+    ran = base(*arguments) if arguments[0] == "schema" else base(*arguments, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json
+
+
+def test_a_bundle_is_verified_inspected_run_and_passed_on_by_a_base_install(base: Cli, bundle: Path) -> None:
+    assert base("verify", str(bundle), "--json").json["verdict"] == "pass"
+    inspected = base("inspect", str(bundle), "--json")
+    assert inspected.code == 0, inspected.err
+    assert {name: variant["integer_weight_share"] > 0.95 for name, variant in inspected.json["variants"].items()} == dict.fromkeys(
+        ("onnx-dynamic-int8", "tflite-dynamic-int8", "tflite-weight-only-int8"), True)
+    answers = {}
+    for lane in LANES:
+        ran = base("run", str(bundle), "where is my parcel", "--lane", lane, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["lane"] == lane
+        answers[lane] = np.array(ran.json["results"][0]["answer"])
+    assert min(answers["onnx"] @ answers["litert"], answers["litert"] @ answers["tflite-runtime"]) > 0.97
+    assert base("publish", str(bundle), "base-registry").code == 0
+    assert base("pull", "base-registry/help-search", "--target", "raspberrypi", "-o", "base-app").code == 0
+
+
+def test_a_base_install_plans_but_names_the_extra_that_a_build_needs(base: Cli, classifier: Path) -> None:
+    assert base("plan", str(classifier), "--target", "raspberrypi").code == 0
+    ran = base("build", str(classifier), "--target", "raspberrypi")
+    assert ran.code == 2
+    assert "This needs the extra 'tflite'." in ran.err or "This needs the extra 'onnx'." in ran.err
+    assert "pip install 'edgeexport[" in ran.err
+    for name, package in (("model.onnx", "onnx"), ("model.tflite", "ai-edge-litert")):
+        (base.directory / name).write_bytes({"model.onnx": b"\x08\x08", "model.tflite": b"\x00\x00\x00\x00TFL3"}[name])
+        ran = base("inspect", name)
+        assert ran.code == 2
+        assert f"pip install {package}" in ran.err
 
 
 def test_recomputing_the_reference(demo: tuple[Cli, dict], bundle: Path, tmp_path: Path) -> None:

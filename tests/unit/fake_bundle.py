@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeexport import bundle
 from edgeexport.bundle import Manifest
+from edgeexport.inspection.model import ModelReport
 from edgeexport.payload import write_payload
 from edgeexport.report.model import Report
 from edgeexport.session.evidence import Answers
@@ -40,6 +41,14 @@ def write_payload_of(directory: Path, variant: str, model_format: str) -> Path:
     return directory
 
 
+def write_inspection_of(path: Path, variant: str, model_format: str) -> Path:
+    """What the inspection of a variant's model found."""
+    report = ModelReport(file=f"variants/{variant}/model.{model_format}", format=model_format, bytes=300, signatures=(), operators=(),  # type: ignore[arg-type]
+                         weight_groups=(), float_weights=(), stored_twice=(), integer_weight_share=0.99, integer_compute_share=0.9, overhead_bytes=3)
+    path.write_text(report.model_dump_json(), encoding="utf-8")
+    return path
+
+
 def report_of(verdicts: dict[str, Verdict], name: str = "help-search", target: str = "board") -> Report:
     lanes = tuple(
         LaneReport(lane=lane, format=LANES[lane][0], runtime=LANES[lane][2].partition("==")[0], runtime_version=">=1", verified_by=LANES[lane][2],
@@ -58,6 +67,8 @@ def fill_bundle(place: Path, scratch: Path, verdicts: dict[str, Verdict] | None 
     payloads = [write_payload_of(scratch / lane.lane, str(lane.variant), lane.format) for lane in report.lanes]
     payload = bundle.lay_out_payload(place, payloads)
     bundle.add_golden(place, ROWS, [0, 2, 5], answers(0), {lane.lane: answers(1) for lane in report.lanes})
+    bundle.add_inspections(place, {str(lane.variant): write_inspection_of(scratch / lane.lane / "inspection.json", str(lane.variant), lane.format)
+                                   for lane in report.lanes})
     bundle.add_programs(place)
     (place / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     (place / "report.html").write_text("<p>report</p>", encoding="utf-8")

@@ -27,6 +27,7 @@ from edgeexport.bundle import (
     new_bundle,
     opened,
     payload_digest,
+    read_inspections,
     read_manifest,
     write_archive,
 )
@@ -66,13 +67,24 @@ def test_a_bundle_holds_payload_evidence_report_and_the_programs_to_run_it(seale
     manifest = check(sealed)
     assert set(everything(sealed)) == set(manifest.files) | {"manifest.json"} == {
         "manifest.json", "payload.json", "text/tokenizer.json", "text/text.json", "licences/LICENSE", "report.json", "report.html", "sample.py",
-        "session.pyz", "golden/rows.jsonl", "golden/reference.npz", "golden/onnx.npz", "golden/litert.npz",
+        "session.pyz", "inspection/onnx-dynamic-int8.json", "inspection/tflite-dynamic-int8.json",
+        "golden/rows.jsonl", "golden/reference.npz", "golden/onnx.npz", "golden/litert.npz",
         "variants/onnx-dynamic-int8/model.onnx", "variants/tflite-dynamic-int8/model.tflite"}
     assert (manifest.name, manifest.target, manifest.verdict, manifest.licence) == ("help-search", "board", Verdict.PASS, "apache-2.0")
     assert set(manifest.variants) == {"onnx-dynamic-int8", "tflite-dynamic-int8"}
     assert manifest.lanes["onnx"].variant == "onnx-dynamic-int8"
     assert manifest.figures["onnx"]["checks"][0]["figure"] == 0.3
     assert Bundle.open(sealed).payload.variants.keys() == manifest.variants.keys()
+
+
+def test_inspections_are_read_as_sealed_and_only_for_the_files_that_were(sealed: Path) -> None:
+    manifest = check(sealed)
+    found = read_inspections(sealed, manifest)
+    assert {name: report.file for name, report in found.items()} == {
+        "onnx-dynamic-int8": "variants/onnx-dynamic-int8/model.onnx", "tflite-dynamic-int8": "variants/tflite-dynamic-int8/model.tflite"}
+    (sealed / "variants" / "onnx-dynamic-int8" / "model.onnx").write_bytes(b"another model")
+    with pytest.raises(BundleError, match="is damaged"):
+        read_inspections(sealed, manifest)
 
 
 def test_golden_vectors_are_the_chosen_rows_and_what_was_answered_to_them(sealed: Path) -> None:
@@ -85,7 +97,7 @@ def test_golden_vectors_are_the_chosen_rows_and_what_was_answered_to_them(sealed
 
 def test_the_digest_of_the_payload_knows_of_no_measurement(sealed: Path) -> None:
     files = check(sealed).files
-    measured = {name: blob for name, blob in files.items() if name.startswith(("golden/", "report.", "sample", "session"))}
+    measured = {name: blob for name, blob in files.items() if name.startswith(("golden/", "inspection/", "report.", "sample", "session"))}
     assert measured
     other = {name: Blob(digest="other", size=1) for name in measured}
     assert payload_digest(files | other) == payload_digest(files) == check(sealed).payload

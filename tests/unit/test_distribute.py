@@ -43,8 +43,9 @@ def test_one_lane_is_a_bundle_of_its_own(registry: Path, tmp_path: Path) -> None
     whole = read_manifest(tmp_path / "bundle")
     manifest = pull(registry / "help-search", "board", tmp_path / "mine", lane="litert")
     assert names(tmp_path / "mine") == [
-        "golden/litert.npz", "golden/reference.npz", "golden/rows.jsonl", "licences/LICENSE", "manifest.json", "payload.json", "sample.py",
-        "session.pyz", "text/text.json", "text/tokenizer.json", "variants/tflite-dynamic-int8/model.tflite"]
+        "golden/litert.npz", "golden/reference.npz", "golden/rows.jsonl", "inspection/tflite-dynamic-int8.json", "licences/LICENSE",
+        "manifest.json", "payload.json", "sample.py", "session.pyz", "text/text.json", "text/tokenizer.json",
+        "variants/tflite-dynamic-int8/model.tflite"]
     check_files(tmp_path / "mine", read_manifest(tmp_path / "mine"))
     assert set(manifest.lanes) == set(manifest.figures) == {"litert"}
     assert set(manifest.variants) == set(json.loads((tmp_path / "mine" / "payload.json").read_text(encoding="utf-8"))["variants"]) == {

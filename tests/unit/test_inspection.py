@@ -534,8 +534,8 @@ def test_content_decides_before_the_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("module", "file", "content", "hint"), [
-    ("onnx", "m.onnx", b"\x08\x08", "edgeexport[onnx]"),
-    ("ai_edge_litert", "m.tflite", b"\x00\x00\x00\x00TFL3", "edgeexport[tflite]"),
+    ("onnx", "m.onnx", b"\x08\x08", "pip install onnx"),
+    ("ai_edge_litert", "m.tflite", b"\x00\x00\x00\x00TFL3", "pip install ai-edge-litert"),
 ])
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, file: str, content: bytes,
                                     hint: str) -> None:

@@ -203,6 +203,9 @@ def test_agreement_counts_equal_decisions_and_for_tokens_equal_labels() -> None:
     assert found is not None
     assert found.value == pytest.approx(3 / 6)  # 2 of 3, 1 of 1, and 0 of 2: the last has another number of tokens
     assert found.method == "paired bootstrap over 3 clusters"
+    found = agreement(Task.FILL_MASK, of([1], [2], [], []), of([1], [3], [], []))
+    assert found is not None
+    assert (found.value, found.n) == (0.5, 2)  # where the mask was cut off nothing is decided
     assert agreement(Task.TEXT_CLASSIFICATION, of([], []), of([], [])) is None  # a regression decides nothing
 
 
