@@ -25,6 +25,9 @@ class TfliteModel:
             module: the runtime's module that has ``Interpreter``.
         """
         self._interpreter = importlib.import_module(module).Interpreter(str(path), num_threads=threads)
+        # tflite-runtime hands the graph to XNNPACK here and nowhere else: with signature runners alone, which need no such call, it runs
+        # its own kernels, three times slower (2.14.0, all-MiniLM-L6-v2 with INT8 weights: 89 and 30 ms for 128 tokens).
+        self._interpreter.allocate_tensors()
         names = [name for name in self._interpreter.get_signature_list() if name.startswith(SIGNATURE_PREFIX)]
         self.lengths = tuple(sorted(int(name.removeprefix(SIGNATURE_PREFIX)) for name in names))
         if not self.lengths:

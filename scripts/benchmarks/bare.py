@@ -135,6 +135,7 @@ def _onnx(work):
 
 def _tflite(interpreter_class, path):
     interpreter = interpreter_class(str(path), num_threads=1)
+    interpreter.allocate_tensors()
     runners = {}
 
     def run(feeds):
