@@ -1,0 +1,79 @@
+"""INT8 for ONNX: agreement with the original, weights against NumPy, overrides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from int8 import CLASSIFIER, TAGGER, assert_near_the_original, assert_vectors_point_the_same_way, computed, model_file, policy
+from tiny import Case
+from zoo import Zoo
+
+from edgeexport.catalog import find_step
+from edgeexport.errors import RecipeError
+from edgeexport.policy import Policy
+from edgeexport.step import Refusal
+
+
+@pytest.mark.parametrize(("precision", "error", "agreement"), [("dynamic-int8", 0.08, 0.92), ("static-int8", 0.13, 0.92)])
+@pytest.mark.parametrize("case", [CLASSIFIER, TAGGER], ids=str)
+def test_int8_is_near_the_original(zoo: Zoo, case: Case, precision: str, error: float, agreement: float) -> None:
+    assert_near_the_original(zoo, case, "onnx", precision, error, agreement)
+
+
+def test_int8_vectors_point_the_same_way(zoo: Zoo) -> None:
+    assert_vectors_point_the_same_way(zoo, "onnx", "dynamic-int8")
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8"])
+def test_weights_are_within_half_a_step(zoo: Zoo, precision: str) -> None:
+    """Each stored matrix, made float again, is off by at most half its channel's step (and by the rounding of the zero point)."""
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    before = {tensor.name: to_array(tensor) for tensor in onnx.load(str(model_file(zoo.exported(CLASSIFIER, "onnx")))).graph.initializer}
+    after = {tensor.name: to_array(tensor) for tensor in onnx.load(str(model_file(zoo.quantized(CLASSIFIER, "onnx", precision)))).graph.initializer}
+    count = 0
+    for name, weights in before.items():
+        if f"{name}_quantized" not in after or weights.ndim != 2:
+            continue
+        integers, scale, zero = (after[f"{name}_{part}"] for part in ("quantized", "scale", "zero_point"))
+        # A channel is a row or a column, and the matrix may have been turned: right is the reading that fits.
+        steps = []
+        for against in (weights, weights.T):
+            for shape in ((1, -1), (-1, 1)):
+                step, middle = scale.reshape(shape), zero.astype(np.float32).reshape(shape)
+                if integers.shape == against.shape and all(a in (1, b) for a, b in zip(step.shape, integers.shape, strict=True)):
+                    steps.append(np.abs((integers - middle) * step - against) / step)
+        best = min(steps, key=np.max)
+        assert best.max() <= 1.01, name
+        assert 0.2 < best.mean() < 0.3, name  # 0.25 where rounding is all that happens
+        count += 1
+    assert count == 17
+
+
+def test_overrides_leave_modules_in_float(zoo: Zoo) -> None:
+    """Six matrices in each of the two layers, pooler and classifier: 14 products."""
+    assert computed(zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8"))["MatMulInteger", "int8-dynamic"] == 14
+    for match, left in (("*.layer.0.*", 6), ("*.self.query", 2), ("classifier", 1), ("*.layer.?.*", 12)):
+        found = computed(zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8-x", policy("dynamic", **{match: "float"})))
+        assert found["MatMulInteger", "int8-dynamic"] == 14 - left, match
+
+
+def test_the_last_override_decides(zoo: Zoo) -> None:
+    found = computed(zoo.quantized(CLASSIFIER, "onnx", "x", policy("float", **{"op:MatMul": "dynamic", "*.layer.1.*": "float"})))
+    assert found["MatMulInteger", "int8-dynamic"] == 6
+    assert found["MatMul", "float"] == 12  # layer 1, pooler and classifier, and two products of activations in each layer
+
+
+@pytest.mark.parametrize("match", ["*.layer.9.*", "op:Conv", "query"])
+def test_an_override_that_matches_nothing_is_an_error(zoo: Zoo, match: str) -> None:
+    with pytest.raises(RecipeError, match="matches no operator"):
+        zoo.quantized(CLASSIFIER, "onnx", "x", policy("dynamic", **{match: "float"}))
+
+
+@pytest.mark.parametrize(("rules", "reason"), [
+    (policy("dynamic", classifier="static"), "can't hold dynamic and static"), (policy("weight-only"), "weight-only")])
+def test_what_onnx_cannot_compute_is_refused(zoo: Zoo, rules: Policy, reason: str) -> None:
+    found = find_step("quantize_onnx")(precision="x", policy=rules).infer({"model": zoo.exported(CLASSIFIER, "onnx").spec})
+    assert isinstance(found, Refusal)
+    assert reason in found.reason
