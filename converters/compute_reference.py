@@ -34,7 +34,7 @@ class ComputeReference(Reference):
 
     name: ClassVar[str] = "compute_reference"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT})}
-    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "optimum")
     extra: ClassVar[str | None] = "convert"
     seconds_guess: ClassVar[float] = 25.0
 

@@ -36,8 +36,11 @@ class ExportOnnx(Step):
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 graph of about the size of the weights."""
         checkpoint = inputs["checkpoint"]
+        size = 4 * (checkpoint.parameters or 0)
+        if size >= 2**31:
+            return Refusal(reason=f"ONNX files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
         return Spec(kind=Kind.ONNX, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
-                    parameters=checkpoint.parameters, bytes=4 * (checkpoint.parameters or 0))
+                    parameters=checkpoint.parameters, bytes=size)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace the module at one length and export it for all."""

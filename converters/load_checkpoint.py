@@ -26,7 +26,7 @@ class LoadCheckpoint(Step):
 
     name: ClassVar[str] = "load_checkpoint"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"source": frozenset({Kind.SOURCE})}
-    backends: ClassVar[tuple[str, ...]] = ("tokenizers",)
+    backends: ClassVar[tuple[str, ...]] = ("tokenizers", "transformers")
     seconds_guess: ClassVar[float] = 2.0
 
     spec: Spec

@@ -46,6 +46,8 @@ class QuantizeOnnx(Step):
         if len(schemes) > 1:
             return Refusal(reason=f"one ONNX file can't hold {' and '.join(schemes)} operators",
                            hint="override with scheme 'float'")
+        if not schemes:
+            return Refusal(reason="the policy leaves everything in float", hint="use the preset float32 without overrides")
         if schemes == ["weight-only"]:
             return Refusal(reason="ONNX has no preset for weight-only INT8", hint="use dynamic-int8")
         return model.model_copy(update={"precision": self.precision, "bytes": (model.bytes or 0) // 4, "facts": {}})
@@ -67,7 +69,7 @@ class QuantizeOnnx(Step):
         if self.schemes == ["dynamic"]:
             quantize_dynamic(path, target, per_channel=True, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
         else:
-            feeds = calibration_feeds(inputs["checkpoint"].path, inputs["calibration"].path)
+            feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path)
             quantize_static(
                 path, target, _Reader(feeds, context), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=left,
                 op_types_to_quantize=["MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,

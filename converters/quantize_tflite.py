@@ -129,18 +129,16 @@ def apply_scheme(tool: Any, regex: str, operator: str, scheme: Scheme) -> None:
 
 
 def by_signature(inputs: Mapping[str, View], lengths: tuple[int, ...]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """The calibration data for each signature: the texts that it will serve, or the shorter ones where there are none.
+    """The calibration data for each signature: the texts that it will serve, or where there are none all of them, cut to its length.
 
     Every signature needs some, since its activations are tensors of their own.
     """
     import numpy as np
 
+    feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path, lengths)
     found: dict[str, list[dict[str, np.ndarray]]] = {}
-    rows: list[dict[str, np.ndarray]] = []
-    for index, length in enumerate(lengths):
-        feeds = calibration_feeds(inputs["checkpoint"].path, inputs["calibration"].path, lengths[index:])
-        fitting = [feed for feed in feeds if feed["input_ids"].shape[1] == length]
-        served = [feed for feed in fitting if index == 0 or feed["attention_mask"].sum() > lengths[index - 1]] or fitting
-        rows = [{name: value.astype(np.int32) for name, value in feed.items()} for feed in served]
-        found[f"{SIGNATURE_PREFIX}{length}"] = rows
+    for length in lengths:
+        served = [feed for feed in feeds if feed["input_ids"].shape[1] == length]
+        chosen = served or calibration_feeds(inputs["checkpoint"], inputs["calibration"].path, (length,))
+        found[f"{SIGNATURE_PREFIX}{length}"] = [{name: value.astype(np.int32) for name, value in feed.items()} for feed in chosen]
     return found

@@ -104,7 +104,7 @@ def _seal(prepared: Prepared, target: Target, destination: Path, evidence: _Evid
     lanes = [plan for plan in prepared.plan.lanes if plan.target.name == target.name]
     report = _report(prepared, target, [evidence.lane(plan) for plan in lanes], evidence, ran)
     offered = [plan for plan in lanes if plan.variant is not None]
-    store = prepared.store
+    store, recipe = prepared.store, prepared.resolved.recipe
     with bundle.new_bundle(destination) as place, ExitStack() as stack:
         views = stack.enter_context(store.workplace())
         payloads = [store.view(evidence.entries[node].artifact.tree, views / str(number))
@@ -117,7 +117,8 @@ def _seal(prepared: Prepared, target: Target, destination: Path, evidence: _Evid
         bundle.add_programs(place)
         (place / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
         (place / "report.html").write_text(render_html(report), encoding="utf-8")
-        manifest = bundle.seal(place, report, payload, _lineage(prepared))
+        manifest = bundle.seal(place, report, payload, _lineage(prepared),
+                               bundle.Margins(parity=recipe.parity, max_drop=recipe.metric.max_drop))
     archive = destination.with_name(destination.name + ".zip")
     bundle.write_archive(destination, archive)
     return Built(destination, archive, report, manifest)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import importlib.resources
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -30,6 +33,8 @@ from edgeexport.verify.check import Verdict
 GOLDEN_ROWS = "golden/rows.jsonl"
 INSPECTIONS = "inspection"
 GOLDEN_REFERENCE = "golden/reference.npz"
+# <fcntl.h>, <linux/fs.h>
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # What the payload's digest is made of: no measurement, no report.
 PAYLOAD_PARTS = (PAYLOAD_FILE, "text/", "variants/", "licences/")
 # What may become a directory of a registry: it leads nowhere else.
@@ -50,12 +55,20 @@ class ManifestLane(Model):
     golden_tolerance: float
 
 
+class Margins(Model):
+    """The recipe's margins: bounds of parity other than the defaults, and of the task metric's drop."""
+
+    parity: dict[str, float] = {}
+    max_drop: float
+
+
 class Manifest(Model):
     """What a bundle holds, where it is from, and the digest of every file.
 
     Attributes:
         payload: digest of the payload; two builds of the same inputs give the same.
         lineage: source, revision and digests of the checkpoint's files; every step with options and versions of its tools.
+        margins: what the lanes were judged by.
         figures: lane → the figures that were found, with how they were obtained.
         files: name → digest and size, the manifest itself left out.
         seal: digest of the manifest without this field.
@@ -74,6 +87,7 @@ class Manifest(Model):
     variants: dict[str, dict[str, Any]]
     text: dict[str, Any]
     lineage: dict[str, Any]
+    margins: Margins
     figures: dict[str, Any]
     files: dict[str, Blob]
     seal: str = ""
@@ -96,23 +110,57 @@ def new_bundle(destination: Path) -> Iterator[Path]:
         try:
             yield place
             place.chmod(0o755)
-            if destination.exists():
-                old = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-old-"))
-                os.replace(destination, old / "bundle")
-                try:
-                    os.replace(place, destination)
-                except BaseException:
-                    os.replace(old / "bundle", destination)
-                    old.rmdir()
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(place, destination)
+            take_place(place, destination)
         finally:
             shutil.rmtree(place, ignore_errors=True)
     except OSError as exc:
         raise OutputError(f"Cannot write {destination}.", why=exc.strerror or str(exc),
                           hint="free some space, or choose another place with -o") from exc
+
+
+def take_place(place: Path, destination: Path) -> None:
+    """Rename a directory to `destination`; what is there already comes to be at `place`. At no moment is there nothing.
+
+    On a system or file system that cannot exchange two names at once there is such a moment, between two renames.
+    """
+    while True:
+        try:
+            place.rename(destination)  # also over an empty directory
+            return
+        except OSError as exc:
+            if exc.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+        with contextlib.suppress(FileNotFoundError):  # it vanished meanwhile: the next turn renames
+            if exchange(place, destination):
+                return
+            old = place.with_name(f"{place.name}-old")
+            destination.rename(old)
+            try:
+                place.rename(destination)
+            except BaseException:
+                old.rename(destination)
+                raise
+            old.rename(place)
+            return
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two directories in one step; whether this system and file system can.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+
+    Raises:
+        OSError: it can, and failed.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS}:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def require_writable(destination: Path) -> None:
@@ -180,7 +228,7 @@ def add_programs(place: Path) -> None:
     (place / "sample.py").write_bytes(sample.read_bytes())
 
 
-def seal(place: Path, report: Report, payload: Mapping[str, Any], lineage: Mapping[str, Any]) -> Manifest:
+def seal(place: Path, report: Report, payload: Mapping[str, Any], lineage: Mapping[str, Any], margins: Margins) -> Manifest:
     """Write the manifest of a directory that is otherwise complete."""
     files = {path.relative_to(place).as_posix(): Blob(digest=digest_file(path), size=path.stat().st_size)
              for path in sorted(place.rglob("*")) if path.is_file()}
@@ -196,7 +244,7 @@ def seal(place: Path, report: Report, payload: Mapping[str, Any], lineage: Mappi
     manifest = Manifest(
         name=report.name, target=report.target, isa=report.isa, task=payload["task"], verdict=report.verdict, scope=report.scope,
         payload=payload_digest(files), licence=report.model.get("licence"), lanes=lanes, variants=dict(payload["variants"]),
-        text=report.text, lineage=dict(lineage), figures=figures, files=files).sealed()
+        text=report.text, lineage=dict(lineage), margins=margins, figures=figures, files=files).sealed()
     (place / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 

@@ -29,6 +29,8 @@ KEPT = re.compile(
     r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.md",
     re.IGNORECASE,
 )
+# Of these, the ones that are for people: they change nothing that the model does.
+DOCUMENTS = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.md", re.IGNORECASE)
 # Code that a checkpoint brings along: kept, and run, only where the user trusts it.
 CODE = re.compile(r"\w+\.py")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -124,7 +126,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there are some, and they are not trusted, or not there.
         """
-        mapped = [name for file in ("config.json", "tokenizer_config.json") for name in self.json(file).get("auto_map", {}).values()]
+        mapped = [name for file in ("config.json", "tokenizer_config.json") for name in (self.json(file).get("auto_map") or {}).values()]
         classes = tuple(dict.fromkeys(name for names in mapped for name in ([names] if isinstance(names, str) else names) if name))
         if not classes:
             return ()
@@ -278,6 +280,9 @@ class Checkpoint:
                 sources[f"{key}_prefix"] = "recipe" if given is not None else "config_sentence_transformers.json: prompts"
         if any(prefixes.values()):
             self._check_prefixes(task)
+        if self.json("sentence_bert_config.json").get("do_lower_case") and not self.json("tokenizer_config.json").get("do_lower_case"):
+            raise CheckpointError(f"{self.name} wants its texts in lower case, which its tokenizer does not see to.",
+                                  why="sentence_bert_config.json: do_lower_case", hint="save it with a tokenizer that lower-cases")
         if self.json("tokenizer_config.json").get("truncation_side", "right") != "right":
             raise CheckpointError(f"{self.name} cuts long texts at their start.", why="tokenizer_config.json: truncation_side is not 'right'",
                                   hint="if that is a left-over, take the key out of tokenizer_config.json")
@@ -298,7 +303,7 @@ class Checkpoint:
     def _own_max_length(self) -> tuple[int, str]:
         offset, _ = self._traits
         limits = []
-        if "max_position_embeddings" in self.config:
+        if self.config.get("max_position_embeddings") is not None:
             limits.append((int(self.config["max_position_embeddings"]) - offset, "config.json: max_position_embeddings"))
         stated = self.json("tokenizer_config.json").get("model_max_length")
         if stated is not None and stated < 1_000_000:  # "no limit" is stored as a huge number

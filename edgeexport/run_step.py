@@ -1,8 +1,8 @@
 """Run one step in a fresh, supervised process: :func:`run_step`, and the other side of it, which is this module's `main`.
 
 Plain data goes in and comes out, so that the step could as well run on another machine. The process is the leader of its own group,
-dies with its parent, is held to a memory limit, and reports through a pipe. When it crashes, is killed or hangs, the error names the
-step, the cause and what to try.
+dies with its parent, is held to a memory limit, and reports through a pipe. When it crashes or is killed, the error names the step,
+the cause and what to try.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from edgeexport.step import Context, View
 from edgeexport.store import Store
 
 POLL_SECONDS = 0.1
+# Read when a library is first imported.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Importing a framework and tracing a graph make millions of objects that stay. Python's defaults (700, 10, 10) look at them again and
 # again: 10 to 15 % of the time of an export, measured on a 22M-parameter encoder.
 GC_THRESHOLDS = (100_000, 20, 20)
@@ -63,7 +65,6 @@ class StepRequest(Model):
         workplace: an empty directory on the store's file system; the artifact's files come to be in its ``out``.
         threads: threads the step may use.
         memory_mb_max: resident memory of its processes together, in MB of 10^6 bytes.
-        seconds_max: wall time; None is no limit.
     """
 
     store: Path
@@ -76,7 +77,6 @@ class StepRequest(Model):
     workplace: Path
     threads: int
     memory_mb_max: int
-    seconds_max: float | None = None
 
 
 class StepResult(Model):
@@ -118,7 +118,7 @@ def run_step(request: StepRequest, report: Report, cancelled: threading.Event, *
     told: dict[str, Any] = {}
     events = threading.Thread(target=_forward_events, args=(read_end, report, told), daemon=True)
     events.start()
-    end = _wait(process, request, cancelled, started)
+    end = _wait(process, request, cancelled)
     events.join(timeout=5)
     if end.stopped == "cancelled":
         raise Cancelled
@@ -142,7 +142,8 @@ def _start(request: StepRequest, log: Path) -> tuple[subprocess.Popen[bytes], in
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "edgeexport.run_step", str(description), str(write_end), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,), start_new_session=True)
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,), start_new_session=True,
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(request.threads)) | {"TOKENIZERS_PARALLELISM": "false"})
     except OSError:
         os.close(read_end)
         raise
@@ -156,7 +157,7 @@ class _End:
     """How a step's process ended.
 
     Attributes:
-        stopped: why it was stopped: ``cancelled``, ``memory``, ``time``; None where it ended itself.
+        stopped: why it was stopped: ``cancelled``, ``memory``; None where it ended itself.
         code: its exit code, or the negative number of the signal that killed it.
         group_mb: highest resident memory of all its processes together that was seen, in MB of 10^6 bytes.
     """
@@ -166,7 +167,7 @@ class _End:
     group_mb: float
 
 
-def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: threading.Event, started: float) -> _End:
+def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: threading.Event) -> _End:
     """Wait for the process's end, or end it."""
     stopped, group_mb = None, 0.0
     while True:
@@ -181,8 +182,6 @@ def _wait(process: subprocess.Popen[bytes], request: StepRequest, cancelled: thr
                 stopped = "cancelled"
             elif group_mb > request.memory_mb_max:
                 stopped = "memory"
-            elif request.seconds_max is not None and time.monotonic() - started > request.seconds_max:
-                stopped = "time"
             if stopped:
                 _kill_group(process.pid)
         cancelled.wait(POLL_SECONDS) if not stopped else time.sleep(POLL_SECONDS)
@@ -222,8 +221,6 @@ def _failure(request: StepRequest, end: _End, log: Path) -> EdgeExportError:
         limit = f"the {request.memory_mb_max:,} MB of memory it may use"
         return StepFailed(what, why=f"it needed more than {limit} (peak {end.group_mb:,.0f} MB)",
                           hint="free some memory, raise --memory-mb, use --jobs 1, or build fewer or shorter lengths")
-    if end.stopped == "time":
-        return StepFailed(what, why=f"it took longer than {request.seconds_max:g} s", hint="is the machine busy?")
     if end.code == -signal.SIGKILL:
         return StepFailed(what, why=f"it was killed from outside, most likely for memory (peak {end.group_mb:,.0f} MB)",
                           hint="free some memory, use --jobs 1, or build fewer or shorter lengths")
@@ -307,9 +304,6 @@ def main() -> int:
         events.write(json.dumps(event) + "\n")
         events.flush()
 
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(request.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         spec = execute(request, lambda fraction, message: tell(fraction=fraction, message=message))
         tell(spec=spec.model_dump(mode="json"), peak_rss_mb=peak_rss_mb())

@@ -22,6 +22,13 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 INPUT_DTYPES = (None, "int32", "int64", "float32")
 LABELLED = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
 
+# Operators that read or write files, or run Python, which a model of text has no use for. A SavedModel is a program, so one that has any is
+# refused. (Saver functions, which every SavedModel has and nobody calls here, use others.)
+REACHING_OUT = ("ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "PrintV2", "WholeFileReaderV2",
+                "TextLineReaderV2", "TFRecordReaderV2", "FixedLengthRecordReaderV2", "TextLineDataset", "TFRecordDataset",
+                "FixedLengthRecordDatasetV2", "SaveDataset", "SaveDatasetV2", "LoadDataset", "CreateSummaryFileWriter", "DebugIdentity",
+                "DebugIdentityV2")
+
 # Files of a SavedModel; what else belongs to the source are the tokenizer, config and licence, as in a checkpoint.
 MODEL_FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb|variables/[^/]+|assets/.+")
 
@@ -116,12 +123,24 @@ class SavedModel:
             CheckpointError: any reason not to go on.
         """
         task = self.task(section.task)
+        self.refuse_reaching_out()
         self.require_tokenizer()
         check_inputs(self.name, self.signature)
         self.signature.bind_outputs(output_names(task.value, self.pooling(task)))
         return Spec(kind=Kind.SAVED_MODEL, task=task, architecture=ARCHITECTURE, precision="float32", bytes=sum(self.sizes.values()),
                     facts={"labels": self.labels(task), "licence": self.licence, "problem_type": self.config.get("problem_type"),
                            "vocabulary": self.config.get("vocab_size"), "fixed_length": self.fixed_length})
+
+    def refuse_reaching_out(self) -> None:
+        """Raises CheckpointError where the graph has an operator that reaches beyond the model. (Keras files are loaded in safe mode.)"""
+        if self.file != SAVED_MODEL_FILE:
+            return
+        graph = (self.path / self.file).read_bytes()
+        # A node of the graph holds its operator's name as field 2, a string: tag, length, bytes. Source: tensorflow's node_def.proto.
+        found = next((name for name in REACHING_OUT if b"\x12" + bytes([len(name)]) + name.encode() in graph), None)
+        if found is not None:
+            raise CheckpointError(f"{self.name} has the operator {found}.", why="it reaches files or runs code when the model does",
+                                  hint="save the model again without it")
 
     def require_tokenizer(self) -> None:
         """Raises CheckpointError where there is no `tokenizer.json`."""
@@ -160,9 +179,9 @@ class SavedModel:
         limits = []
         if self.fixed_length is not None:
             limits.append((self.fixed_length, self.signature.source))
-        if "max_length" in self.config:
+        if self.config.get("max_length") is not None:
             limits.append((int(self.config["max_length"]), "config.json: max_length"))
-        if "max_position_embeddings" in self.config:
+        if self.config.get("max_position_embeddings") is not None:
             offset, _ = ENCODERS.get(str(self.config.get("model_type")), (0, False))
             limits.append((int(self.config["max_position_embeddings"]) - offset, "config.json: max_position_embeddings"))
         stated = self.json("tokenizer_config.json").get("model_max_length")

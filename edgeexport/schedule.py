@@ -18,6 +18,9 @@ from edgeexport.source import Leaf
 from edgeexport.step import version_of
 from edgeexport.store import Entry, Run, Store, action_key, artifact_of
 
+# Runs on inputs whose sizes differ by no more than this factor take about the same memory.
+SIMILAR = 1.25
+
 
 @dataclass(frozen=True)
 class Event:
@@ -93,14 +96,22 @@ def require_backends(plan: Plan, missing: Iterable[str]) -> None:
                 raise MissingExtra.named(step.extra, backend)
 
 
-def last_runs(store: Store, steps: Iterable[str]) -> dict[str, Run]:
-    """The most recent recorded run of each step, by name."""
+def similar_runs(plan: Plan, store: Store) -> dict[str, Run]:
+    """For each node the most recent recorded run of its step on inputs of about the same size; nothing where there is none."""
+    recorded = {name: sorted((entry.run for entry in store.entries(name)), key=lambda run: run.finished, reverse=True)
+                for name in {node.step.name for node in plan.nodes.values()}}
     runs: dict[str, Run] = {}
-    for name in set(steps):
-        recorded = [entry.run for entry in store.entries(name)]
-        if recorded:
-            runs[name] = max(recorded, key=lambda run: run.finished)
+    for node in plan.nodes.values():
+        size = input_bytes(plan, node)
+        found = next((run for run in recorded[node.step.name] if size / SIMILAR <= run.input_bytes <= size * SIMILAR), None)
+        if found is not None:
+            runs[node.id] = found
     return runs
+
+
+def input_bytes(plan: Plan, node: Node) -> int:
+    """Size of a node's inputs, as far as their specs say."""
+    return sum(plan.spec_of(reference).bytes or 0 for reference in node.inputs.values())
 
 
 class Scheduler:
@@ -112,7 +123,7 @@ class Scheduler:
         self._cancelled = threading.Event()
         self._done: dict[str, Entry] = {}
         self._ran: set[str] = set()
-        self._runs = last_runs(store, (node.step.name for node in plan.nodes.values()))
+        self._runs = similar_runs(plan, store)
 
     @property
     def ran(self) -> frozenset[str]:
@@ -165,7 +176,7 @@ class Scheduler:
         return sum(self._memory_mb(each) for each in (node, *running)) <= self._limits.memory_mb
 
     def _memory_mb(self, node: Node) -> float:
-        run = self._runs.get(node.step.name)
+        run = self._runs.get(node.id)
         if run is not None and run.peak_rss_mb is not None:
             return run.peak_rss_mb * 1.05
         return node.step.memory_mb({name: self._plan.spec_of(reference) for name, reference in node.inputs.items()})
@@ -173,7 +184,7 @@ class Scheduler:
     def _remaining_seconds(self, node_id: str) -> float:
         """Seconds from the start of a node to the end of the longest chain after it: the longest chain goes first."""
         node = self._plan.nodes[node_id]
-        run = self._runs.get(node.step.name)
+        run = self._runs.get(node.id)
         own = run.seconds if run is not None else node.step.seconds_guess
         return own + max((self._remaining_seconds(user.id) for user in self._plan.users_of(node_id)), default=0.0)
 
@@ -206,7 +217,8 @@ class Scheduler:
                               self._cancelled, heavy=node.step.heavy)
             tree = self._store.put_tree(place / "out")
         entry = self._store.put(node.parts, node.key, content_key, artifact_of(tree, result.spec),
-                                Run(seconds=result.seconds, peak_rss_mb=result.peak_rss_mb, finished=time.time()))
+                                Run(seconds=result.seconds, peak_rss_mb=result.peak_rss_mb, finished=time.time(),
+                                    input_bytes=input_bytes(self._plan, node)))
         self._store.drop_scratch(node.key)
         self._ran.add(node.id)
         self._tell(Event(node.id, "finished", entry=entry))

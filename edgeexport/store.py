@@ -6,7 +6,7 @@ Layout below the root::
     actions/STEP/KEY.json  the artifact of an action, the parts of its key, and how the run went
     contents/KEY           a second way in: the same step on the same input *contents* → its action
     scratch/KEY/           a step's own directory, which survives a crash
-    sources/…              digests of files outside, remembered by path, size, mtime and inode
+    sources/…              notes on what lies outside: digests of files, by path, size, times and inode; the files of a hub's commit
     damaged/               what was found damaged, set aside
 
 Everything is written to a temporary place and renamed, so that a reader sees a whole entry or none, whenever a writer dies.
@@ -40,11 +40,13 @@ class Run(Model):
         seconds: wall time.
         peak_rss_mb: highest resident memory of its process, in MB of 2^20 bytes; None where it shared a process.
         finished: Unix time in seconds.
+        input_bytes: size of its inputs, as far as the plan knew; time and memory of a run tell nothing of one on other sizes.
     """
 
     seconds: float
     peak_rss_mb: float | None
     finished: float
+    input_bytes: int = 0
 
 
 class Entry(Model):
@@ -207,19 +209,35 @@ class Store:
     # -- files outside
 
     def file_digest(self, path: Path) -> Blob:
-        """Digest of a file outside the store, remembered while its size, mtime and inode stay the same."""
+        """Digest of a file outside the store, remembered while its size, times and inode stay the same.
+
+        The time of change counts too: unpacking another archive over a file, or copying with its dates, can keep all the rest.
+        """
         status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        note = self.root / "sources" / digest_bytes(str(path.resolve()).encode())
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(note.read_text(encoding="utf-8"))
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        name = str(path.resolve())
+        with contextlib.suppress(KeyError, TypeError):
+            known = self.recall(name)
             if known["stamp"] == stamp:
                 return Blob(digest=known["digest"], size=status.st_size)
         digest = digest_file(path)
-        # A file that was changed a moment ago could be changed again within the same mtime tick.
-        if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
-            self._write(note, json.dumps({"path": str(path), "stamp": stamp, "digest": digest}))
+        # A file that was changed a moment ago could be changed again within the same tick of the clock.
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > 2_000_000_000:
+            self.remember(name, {"stamp": stamp, "digest": digest})
         return Blob(digest=digest, size=status.st_size)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a note about a source: plain data, by any name."""
+        self._write(self._note(name), json.dumps({"name": name, "value": value}))
+
+    def recall(self, name: str) -> Any:
+        """The note of that name; None where there is none, or it is damaged."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads(self._note(name).read_text(encoding="utf-8"))["value"]
+        return None
+
+    def _note(self, name: str) -> Path:
+        return self.root / "sources" / digest_bytes(name.encode())
 
     # -- keeping small
 

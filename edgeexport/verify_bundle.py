@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from edgeexport.artifact import Model
-from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, check_files, read_manifest
-from edgeexport.checkpoint import KEPT
+from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, Margins, check_files, read_manifest
+from edgeexport.checkpoint import DOCUMENTS
 from edgeexport.dataset import ROWS_FILE, read_records
 from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, UnknownName
 from edgeexport.prepare import Prepared, prepare
@@ -155,35 +155,32 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
     """
     manifest = read_manifest(place)
     labelled = data.corpus is not None or "label" in data.fields or any("label" in record for record in read_records(data.file)[:1])
-    text = manifest.text
-    section = {"source": source, "task": manifest.task, "max_length": text["max_length"], "pooling": text["pooling"],
-               "normalize": text["normalize"], "query_prefix": text["query_prefix"], "document_prefix": text["document_prefix"]}
+    text, sealed = manifest.text, manifest.lineage["source"]
+    section = {"source": source, "revision": sealed["revision"] if source == sealed["given"] else None, "task": manifest.task,
+               "max_length": text["max_length"], "pooling": text["pooling"], "normalize": text["normalize"],
+               "query_prefix": text["query_prefix"], "document_prefix": text["document_prefix"]}
     sections: dict[str, Any] = {"evaluation": data.model_dump(mode="json")} if labelled else {"texts": str(data.file)}
     recipe = recipe_for(source, model={key: value for key, value in section.items() if value is not None}, data=sections)
-    prepared = prepare(recipe, [], store, trusted=trusted)
-    given = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items()}
-    if weights(given) != weights(manifest.lineage["source"]["files"]):
-        raise BundleError(f"{source} is not the checkpoint that {manifest.name} was made from.", why="its weights have other digests",
-                          hint=f"the manifest names {manifest.lineage['source']['given']}")
     with store.in_use():
+        prepared = prepare(recipe, [], store, trusted=trusted)
+        given = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items()}
+        other = [name for name, digest in sealed["files"].items() if given.get(name) != digest and not DOCUMENTS.fullmatch(name)]
+        if other:
+            raise BundleError(f"{source} is not the checkpoint that {manifest.name} was made from.", why=f"{other[0]} is missing or another",
+                              hint=f"the manifest names {sealed['given']}")
         entry = Scheduler(prepared.plan, store, limits, tell).run([prepared.plan.reference])[prepared.plan.reference]
         reference = {name.removesuffix(".npz"): Answers.load(store.blob_path(blob)) for name, blob in entry.artifact.tree.items()}
-    found = []
-    for name in list(lanes) or list(manifest.lanes):
-        lane = manifest.lanes[name]
-        tell(Event(f"measure_answers[{name}]", "started"))
-        try:
-            answers = _answer(place, lane, prepared, store)
-        except RuntimeUnavailable as exc:
-            found.append(RecomputedLane(lane=name, verdict=None, problem=f"{exc.what} {exc.why or ''}".strip()))
-            continue
-        found.append(_compare(name, lane, prepared, reference, answers))
+        found = []
+        for name in list(lanes) or list(manifest.lanes):
+            lane = manifest.lanes[name]
+            tell(Event(f"measure_answers[{name}]", "started"))
+            try:
+                answers = _answer(place, lane, prepared, store)
+            except RuntimeUnavailable as exc:
+                found.append(RecomputedLane(lane=name, verdict=None, problem=f"{exc.what} {exc.why or ''}".strip()))
+                continue
+            found.append(_compare(name, lane, prepared, manifest.margins, reference, answers))
     return found
-
-
-def weights(files: Mapping[str, str]) -> dict[str, str]:
-    """Of the digests of a source's files, those that make the model's numbers: all but texts, tokenizer and configuration."""
-    return {name: digest for name, digest in files.items() if not KEPT.fullmatch(name)}
 
 
 def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -> dict[str, Answers]:
@@ -198,13 +195,14 @@ def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -
         return {name: Answers.load(out / f"{name}.npz") for name in paths}
 
 
-def _compare(name: str, lane: ManifestLane, prepared: Prepared, reference: dict[str, Answers], answers: dict[str, Answers]) -> RecomputedLane:
+def _compare(name: str, lane: ManifestLane, prepared: Prepared, margins: Margins, reference: dict[str, Answers],
+             answers: dict[str, Answers]) -> RecomputedLane:
     resolved = prepared.resolved
     task, how = resolved.spec.require_task(), f"measured on this {host.describe()} in {lane.verified_by}"
-    checks = [check for dataset in answers for check in parity_checks(task, dataset, reference[dataset], answers[dataset], {}, how)]
+    checks = [check for dataset in answers for check in parity_checks(task, dataset, reference[dataset], answers[dataset], margins.parity, how)]
     metrics: list[MetricResult] = []
     if "evaluation" in answers:
         cut, uncut = lane_metrics(task, resolved.datasets["evaluation"], resolved.spec.facts["labels"], reference, answers["evaluation"])
         metrics = uncut or cut
-    checks.append(metric_check(metrics, resolved.recipe.metric.max_drop, how))
+    checks.append(metric_check(metrics, margins.max_drop, how, labelled="evaluation" in answers))
     return RecomputedLane(lane=name, verdict=together(check.verdict for check in checks), checks=tuple(checks), metrics=tuple(metrics))

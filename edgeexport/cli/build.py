@@ -43,7 +43,7 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     with store.in_use():  # from here on: preparing puts the data sets into the store
         prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
         tell_offline(prepared)
-        progress: Progress = LiveProgress(prepared.plan) if err.is_terminal and not os.environ.get("CI") else LineProgress()
+        progress: Progress = LiveProgress() if err.is_terminal and not os.environ.get("CI") else LineProgress()
         with progress:
             built = build(prepared, directory, limits, progress.tell)
     if as_json:

@@ -13,7 +13,7 @@ from edgeexport.cli.model_options import choose_recipe, model_options, tell_offl
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json, seconds
 from edgeexport.plan import Node, Plan
 from edgeexport.prepare import prepare
-from edgeexport.schedule import last_runs, pending
+from edgeexport.schedule import pending, similar_runs
 from edgeexport.store import Entry, Store, describe_change
 from edgeexport.target import load_target
 
@@ -39,13 +39,13 @@ def plan_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
 
 def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> dict[str, Any]:
     """The plan as plain data: per node its state, why it must run, and predictions where runs were recorded."""
-    runs = last_runs(store, (node.step.name for node in plan.nodes.values()))
+    runs = similar_runs(plan, store)
     recorded: dict[str, list[Entry]] = {}
     nodes: dict[str, dict[str, Any]] = {}
     for node in plan.nodes.values():
         state = "stored" if node.id in found else "run" if node.id in missing else "not needed"
         entries = recorded.setdefault(node.step.name, list(store.entries(node.step.name))) if state == "run" else []
-        run = runs.get(node.step.name)
+        run = runs.get(node.id)
         nodes[node.id] = {
             "step": node.step.name, "state": state, "key": node.key, "inputs": dict(node.inputs), "bytes": node.spec.bytes,
             "changed": changes(plan, node, entries) if state == "run" else [],

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.cli.terminal import err, megabytes, seconds
-from edgeexport.plan import Plan
 from edgeexport.schedule import Event
 
 
@@ -56,11 +55,9 @@ class LineProgress:
 class LiveProgress:
     """The running steps with what they are doing, below the finished ones."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self) -> None:
         self._running: dict[str, tuple[float, Event]] = {}
         self._lock = threading.Lock()
-        self._total = len(plan.nodes)
-        self._ended = 0
         self._stored = 0
         self._live = Live(self._table(), console=err, refresh_per_second=8, transient=True, get_renderable=self._table)
 
@@ -73,7 +70,6 @@ class LiveProgress:
                 self._running[event.node] = (self._running[event.node][0], event)
             else:
                 self._running.pop(event.node, None)
-                self._ended += 1
                 self._stored += event.what == "cached"
         if event.what in {"finished", "reused"}:
             self._live.console.print(ended(event), soft_wrap=True)

@@ -23,6 +23,7 @@ class InspectModel(Step):
 
     name: ClassVar[str] = "inspect_model"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD})}
+    backends: ClassVar[tuple[str, ...]] = ("onnx", "ai-edge-litert")
     seconds_guess: ClassVar[float] = 1.0
 
     variant: str

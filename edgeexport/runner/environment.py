@@ -56,8 +56,8 @@ class Environment:
 
     @property
     def ready(self) -> bool:
-        """Whether it was made completely."""
-        return (self.directory / COMPLETE).is_file()
+        """Whether it was made completely, and the interpreter that it was made with is still there."""
+        return (self.directory / COMPLETE).is_file() and self.python.exists()
 
     def ensure(self, report: Callable[[str], None] = lambda message: None) -> Path:
         """Make the environment if it is not there; safe when several builds do so at once.

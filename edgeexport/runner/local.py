@@ -32,27 +32,27 @@ def run_job(environment: Environment, job: dict[str, Any], out: Path, context: C
     archive, description = context.scratch / "agent.pyz", context.scratch / "job.json"
     archive.write_bytes(agent_archive())
     description.write_text(json.dumps(job | {"out": str(out.absolute()), "parent": os.getpid()}), encoding="utf-8")
-    # -I: no user site, no PYTHONPATH: only what the environment holds.
-    process = subprocess.Popen([str(python), "-I", str(archive), str(description)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, stdin=subprocess.DEVNULL)
-    if process.stdout is None or process.stderr is None:
-        raise RuntimeError("Popen with PIPE gives streams")
-    for line in process.stdout:
-        try:
-            event = json.loads(line)
-            context.report(event["fraction"], event["message"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a runtime's own words
-    tail = process.stderr.read().strip().splitlines()[-3:]
-    code = process.wait()
+    words = context.scratch / "agent.txt"
+    # -I: no user site, no PYTHONPATH: only what the environment holds. A file takes a runtime's own words: a pipe that nobody reads fills up.
+    with words.open("wb") as errors, subprocess.Popen([str(python), "-I", str(archive), str(description)], stdout=subprocess.PIPE,
+                                                      stderr=errors, text=True, stdin=subprocess.DEVNULL) as process:
+        for line in process.stdout or ():
+            try:
+                event = json.loads(line)
+                context.report(event["fraction"], event["message"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a runtime's own words
+    code = process.returncode
+    tail = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
     result_path = out / "result.json"
     result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.is_file() else {}
     result_path.unlink(missing_ok=True)
     if "error" in result:
         raise from_dict(result["error"])
     if "result" not in result:
+        crashed = "the model crashes this runtime: choose another precision for this lane"
         raise StepFailed(f"{environment.stand_in} died with {'signal' if code < 0 else 'exit code'} {abs(code)}.",
-                         why=" / ".join(tail) or None, hint="the model crashes this runtime: choose another precision for this lane")
+                         why=" / ".join(tail) or None, hint=crashed if code < 0 else None)
     found: dict[str, Any] = result["result"]
     return found
 

@@ -47,9 +47,9 @@ class Answers:
     def replaced(self, indices: Sequence[int], others: Answers) -> Answers:
         """The same with the answers to some of the rows replaced by `others`, one for each index."""
         fields = []
-        for own, new in zip(self._lists(), others._lists(), strict=True):
+        for own, new in zip(self._lists(), others._lists()):
             values = list(own)
-            for index, value in zip(indices, new, strict=True):
+            for index, value in zip(indices, new):
                 values[index] = value
             fields.append(values)
         return Answers(*fields)

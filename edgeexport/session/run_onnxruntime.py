@@ -27,4 +27,4 @@ class OnnxModel:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for inputs int64 [1, length]."""
         inputs = {name: feeds[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs)))

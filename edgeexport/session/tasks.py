@@ -75,7 +75,7 @@ def numbers(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> n
 def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> list[int]:
     """What the model answers, as integers that can be compared: empty for vectors.
 
-    The class; the class of each token; first and last token of the span; the token for each mask.
+    The class; the class of each word, which its first token decides; first and last token of the span; the token for each mask.
     """
     if head.task == "text-classification":
         logits = outputs["logits"][0]
@@ -84,14 +84,18 @@ def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> 
         # One logit is a score, whatever config.json calls it: the largest of one decides nothing.
         return [] if head.problem_type == "regression" or len(logits) == 1 else [int(logits.argmax())]
     if head.task == "token-classification":
-        real = [i for i, word in enumerate(encoded.words) if word is not None]
-        return [int(i) for i in outputs["logits"][0, real].argmax(axis=-1)]
+        return [int(i) for i in outputs["logits"][0, first_tokens(encoded)].argmax(axis=-1)]
     if head.task == "question-answering":
         start, end, _ = best_span(encoded, outputs)
         return [start, end]
     if head.task == "fill-mask":
         return [int(i) for i in outputs["logits"][0, mask_positions(spec, encoded)].argmax(axis=-1)]
     return []
+
+
+def first_tokens(encoded: Encoded) -> list[int]:
+    """Positions of the first token of each word."""
+    return [i for i, word in enumerate(encoded.words) if word is not None and (i == 0 or word != encoded.words[i - 1])]
 
 
 def mask_positions(spec: TextSpec, encoded: Encoded) -> np.ndarray:
@@ -190,7 +194,7 @@ def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outpu
 def _span(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> dict[str, Any]:
     """The best span, made longer to whole words, as the pipeline does."""
     first, last, score = best_span(encoded, outputs)
-    words = list(zip(encoded.sequence, encoded.words, strict=True))
+    words = list(zip(encoded.sequence, encoded.words))
     if words[first][1] is not None and words[last][1] is not None:
         first, last = words.index(words[first]), len(words) - 1 - words[::-1].index(words[last])
     start, end = encoded.offsets[first][0], encoded.offsets[last][1]

@@ -14,7 +14,7 @@ TAIL = (1 - LEVEL) / 2
 RESAMPLES = 4000
 SEED = 20240229
 CHUNK_ELEMENTS = 1_000_000  # of weights at once: 8 MB
-# From so many on, the upper end of a resampled count (10 for 5) is near the exact one (11.7); of none seen it is 0, not 3.7.
+# From so many on, the upper end of a resampled count (10 for 5) is near the exact one (11.7); of one it is 3, not 5.6, and of none 0, not 3.7.
 FEW = 5
 
 
@@ -72,16 +72,15 @@ def unseen(exceptions: np.ndarray, clusters: Sequence[object]) -> float:
     """The share of exceptions that stays possible where hardly any was seen; 0 where there are enough for a bootstrap to tell.
 
     Resampling examples of which none is an exception gives an interval of no width, be they five or five thousand. So where fewer than
-    `FEW` clusters hold one, an interval that is to prove that there are few is no narrower than the exact one of 0 of the clusters.
+    `FEW` clusters hold one, an interval that is to prove that there are few reaches as far as the exact one of that many of the clusters.
 
     Args:
         exceptions: whether each example is one, bool [n].
         clusters: the cluster of each example.
     """
     names = np.array([str(cluster) for cluster in clusters])
-    if len(set(names[exceptions])) >= FEW:
-        return 0.0
-    return float(1 - TAIL ** (1 / len(set(names))))
+    seen = len(set(names[exceptions]))
+    return proportion(seen, len(set(names))).high if seen < FEW else 0.0
 
 
 def enough(share: float) -> int:

@@ -74,7 +74,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     uncut: list[MetricResult] = []
     if "evaluation" in answers:
         metrics, uncut = lane_metrics(question.task, question.datasets["evaluation"], question.labels, question.reference, answers["evaluation"])
-    checks.append(metric_check(uncut or metrics, question.max_drop, how))
+    checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled="evaluation" in answers))
     checks += budget_checks(question, target, model.bytes, speed, how)
     precision = variant.removeprefix(f"{lane.format}-")
     checks += audit_checks(model, lane, precision, problems)

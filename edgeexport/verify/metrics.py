@@ -103,10 +103,11 @@ def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence
     return MetricResult(name=name, reference=both[0], lane=both[1], drop=drop, broken=broken, fixed=fixed)
 
 
-def metric_check(results: Sequence[MetricResult], max_drop: float, how: str) -> Check:
-    """The check of the metric that decides; without labelled data, a check without a verdict."""
+def metric_check(results: Sequence[MetricResult], max_drop: float, how: str, *, labelled: bool) -> Check:
+    """The check of the metric that decides; without labelled data, or a metric for the task, a check without a verdict."""
     if not results:
-        return Check(name="task metric", group="task metric", verdict=None, note="no labelled data")
+        note = "labelled data, but edgeexport has no metric for this task yet" if labelled else "no labelled data"
+        return Check(name="task metric", group="task metric", verdict=None, note=note)
     first = results[0]
     notes = [f"{first.broken} answers broken, {first.fixed} fixed"] if first.broken is not None else []
     if first.drop.n < (needed := enough(max_drop)):

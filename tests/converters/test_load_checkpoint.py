@@ -169,6 +169,23 @@ def test_cutting_at_the_start_is_refused(copy_of: Callable[[Case], Path]) -> Non
         read_checkpoint(directory).text_spec(SECTION)
 
 
+def test_lower_case_that_the_tokenizer_does_not_see_to_is_refused(copy_of: Callable[[Case], Path]) -> None:
+    directory = copy_of(EMBEDDER)
+    edit(directory / "sentence_bert_config.json", do_lower_case=True, max_seq_length=MAX_LENGTH)
+    edit(directory / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(CheckpointError, match="in lower case"):
+        read_checkpoint(directory).text_spec(SECTION)
+    edit(directory / "tokenizer_config.json", do_lower_case=True)
+    assert read_checkpoint(directory).text_spec(SECTION).max_length == MAX_LENGTH
+
+
+def test_keys_without_a_value_are_as_none(copy_of: Callable[[Case], Path]) -> None:
+    directory = copy_of(CLASSIFIER)
+    edit(directory / "config.json", auto_map=None, max_position_embeddings=None)
+    assert read_checkpoint(directory).spec(SECTION).architecture == "bert"
+    assert read_checkpoint(directory).text_spec(SECTION).max_length == MAX_LENGTH
+
+
 def test_padding_and_mask_ids(zoo: Zoo, copy_of: Callable[[Case], Path]) -> None:
     directory = copy_of(Case("roberta", Task.FILL_MASK, layers=1))
     text = read_text_spec(zoo.load(directory, SECTION).path / "text.json")

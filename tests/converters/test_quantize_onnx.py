@@ -72,7 +72,8 @@ def test_an_override_that_matches_nothing_is_an_error(zoo: Zoo, match: str) -> N
 
 
 @pytest.mark.parametrize(("rules", "reason"), [
-    (policy("dynamic", classifier="static"), "can't hold dynamic and static"), (policy("weight-only"), "weight-only")])
+    (policy("dynamic", classifier="static"), "can't hold dynamic and static"), (policy("weight-only"), "weight-only"),
+    (policy("float", classifier="float"), "leaves everything in float")])
 def test_what_onnx_cannot_compute_is_refused(zoo: Zoo, rules: Policy, reason: str) -> None:
     found = find_step("quantize_onnx")(precision="x", policy=rules).infer({"model": zoo.exported(CLASSIFIER, "onnx").spec})
     assert isinstance(found, Refusal)

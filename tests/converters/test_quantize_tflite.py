@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from int8 import ASKED, CLASSIFIER, TAGGER, assert_near_the_original, assert_vectors_point_the_same_way, computed, model_file, packed, policy
-from tiny import LENGTHS, Case
+from tiny import LENGTHS, TEXTS, Case
 from zoo import Zoo, as_rows
 
+from edgeexport.catalog import find_step
 from edgeexport.errors import RecipeError
+from edgeexport.policy import preset
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import run_job
 from edgeexport.session.evidence import Answers
@@ -100,6 +102,19 @@ def test_the_last_override_decides(zoo: Zoo) -> None:
     found = computed(zoo.quantized(CLASSIFIER, "tflite", "x", rules))
     assert found["FULLY_CONNECTED", "int8-dynamic"] == len(LENGTHS)
     assert found["FULLY_CONNECTED", "float"] == 13 * len(LENGTHS)
+
+
+def test_static_ranges_come_from_cut_texts_where_none_is_short(zoo: Zoo) -> None:
+    """Every signature has activations of its own, whatever lengths the texts have."""
+    long = [text for text in TEXTS if len(text.split()) > 20][:40]
+    inputs = {"model": zoo.exported(CLASSIFIER, "tflite"), "checkpoint": zoo.loaded(CLASSIFIER),
+              "calibration": zoo.dataset("calibration", as_rows(long))}
+    quantized = zoo.run(find_step("quantize_tflite")(precision="static-int8", policy=preset("tflite", "static-int8")), inputs)
+    session, original = zoo.session(CLASSIFIER, quantized), zoo.original(CLASSIFIER)
+    short = [text for text in ASKED if len(session.encode(text).ids) <= LENGTHS[0]]
+    same = [session.outputs(session.encode(text))["logits"].argmax() == original.outputs(text)["logits"].argmax() for text in short]
+    assert len(same) > 20
+    assert np.mean(same) > 0.7
 
 
 def test_static_beside_dynamic(zoo: Zoo) -> None:

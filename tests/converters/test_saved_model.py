@@ -108,6 +108,19 @@ def test_refused_before_any_work(tmp_path: Path) -> None:
     assert "other.keras is damaged" in refused("unnamed", None)
 
 
+def test_a_graph_that_writes_files_is_refused_and_writes_none(tmp_path: Path) -> None:
+    class Spy(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32, name="input_ids")])
+        def __call__(self, input_ids: Any) -> dict[str, Any]:
+            tf.io.write_file(str(tmp_path / "stolen"), "data")
+            return {"sentence_embedding": tf.cast(input_ids, tf.float32)}
+
+    directory = source(tmp_path / "model", Spy(), "module", task="sentence-similarity")
+    with pytest.raises(CheckpointError, match="has the operator WriteFile"):
+        read_saved_model(directory).spec(ModelSection(source="m"))
+    assert not (tmp_path / "stolen").exists()
+
+
 def test_string_inputs_are_refused(tmp_path: Path) -> None:
     class Reader(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None, 1), tf.string, name="input_ids")])

@@ -44,6 +44,20 @@ def test_build_from_the_hub(cli: Cli, classifier: Path) -> None:
         assert all(step["stored"] for step in again.json["bundles"][0]["report"]["steps"])
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer_config.json"])
+def test_a_copy_that_is_not_whole_is_not_taken(cli: Cli, classifier: Path, file: str) -> None:
+    from huggingface_hub import snapshot_download
+
+    with serve({MODEL: classifier}, []) as endpoint:
+        assert cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli)).code == 0
+        snapshot = Path(snapshot_download(MODEL, endpoint=endpoint, cache_dir=cli.directory / "hf" / "hub"))
+    assert cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli)).code == 0
+    (snapshot / file).unlink()
+    ran = cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli))
+    assert ran.code == 2
+    assert f"Cannot fetch '{MODEL}'" in ran.err
+
+
 def test_small_files_alone_are_no_copy(cli: Cli, classifier: Path) -> None:
     with serve({MODEL: classifier}, []) as endpoint:
         assert cli("plan", MODEL, "--target", "linux-x86_64", env=online(endpoint, cli)).code == 0

@@ -72,7 +72,8 @@ def fill_bundle(place: Path, scratch: Path, verdicts: dict[str, Verdict] | None 
     bundle.add_programs(place)
     (place / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     (place / "report.html").write_text("<p>report</p>", encoding="utf-8")
-    return bundle.seal(place, report, payload, {"source": {"given": "some/model", "files": {"model.safetensors": "d"}}})
+    return bundle.seal(place, report, payload, {"source": {"given": "some/model", "revision": None, "files": {"model.safetensors": "d"}}},
+                       bundle.Margins(max_drop=0.02))
 
 
 def make_bundle(place: Path, scratch: Path, verdicts: dict[str, Verdict] | None = None, **names: str) -> Manifest:

@@ -11,6 +11,7 @@ import stat
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,15 @@ from edgeexport.bundle import (
     GOLDEN_REFERENCE,
     GOLDEN_ROWS,
     Manifest,
+    Margins,
     check_files,
+    exchange,
     new_bundle,
     opened,
     payload_digest,
     read_inspections,
     read_manifest,
+    take_place,
     write_archive,
 )
 from edgeexport.errors import BundleError, CheckpointError, OutputError
@@ -190,7 +194,7 @@ def test_a_manifest_whose_name_would_be_a_path_is_refused(sealed: Path, field: s
     st.characters(codec="utf-8"), max_size=5), max_size=4))
 def test_a_seal_survives_writing_and_reading(figures: dict[str, object]) -> None:
     manifest = Manifest(name="n", target="t", isa="x86_64", task="fill-mask", verdict=Verdict.PASS, scope="s", payload="p", licence=None, lanes={},
-                        variants={}, text={}, lineage={}, figures=figures, files={}).sealed()
+                        variants={}, text={}, lineage={}, margins=Margins(max_drop=0.02), figures=figures, files={}).sealed()
     again = Manifest.model_validate_json(manifest.model_dump_json(indent=1))
     assert again.seal == again.sealed().seal == manifest.seal
     assert again.model_copy(update={"scope": "other"}).sealed().seal != manifest.seal
@@ -230,17 +234,57 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, replace = everything(sealed), os.replace
+    before, rename = everything(sealed), Path.rename
 
-    def refuse(source: Path, target: Path) -> None:
-        if Path(target) == sealed and "-old-" not in str(source):
+    def refuse(source: Path, target: Path) -> Path:
+        if target == sealed and sealed.exists() is False and not source.name.endswith("-old"):
             raise OSError(5, "Input/output error")
-        replace(source, target)
+        return rename(source, target)
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("edgeexport.bundle.exchange", lambda one, other: False)  # a file system that can't
+    monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OutputError), new_bundle(sealed) as fresh:
         (fresh / "manifest.json").touch()
     assert everything(sealed) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "scratch"]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_one_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.mkdir()
+        (path / "name").write_text(path.name)
+    if can:
+        assert exchange(one, other)
+        assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
+        with pytest.raises(FileNotFoundError):
+            exchange(one, tmp_path / "none")
+        exchange(one, other)
+    else:
+        monkeypatch.setattr("edgeexport.bundle.exchange", lambda one, other: False)
+    take_place(one, other)
+    assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
+    take_place(one, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other"]
+
+
+def test_at_no_moment_is_there_no_bundle(sealed: Path, tmp_path: Path) -> None:
+    """Two that replace the same bundle again and again, and one that looks."""
+    def replace_it() -> None:
+        for _ in range(30):
+            with new_bundle(sealed) as fresh:
+                (fresh / "manifest.json").touch()
+
+    with ThreadPoolExecutor() as pool:
+        working = [pool.submit(replace_it) for _ in range(2)]
+        seen = []
+        while not all(future.done() for future in working):
+            seen.append((sealed / "manifest.json").exists())
+        for future in working:
+            future.result()
+    assert len(seen) > 10
+    assert all(seen)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "scratch"]
 
 

@@ -401,7 +401,7 @@ def test_progress_shows_nodes_with_brackets_and_counts_what_was_stored(tmp_path:
 def test_live_progress_shows_running_steps_as_they_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    progress = LiveProgress(plan_of({"a": (Write(text="a"), {})}))
+    progress = LiveProgress()
     progress.tell(Event("quantize[dynamic-int8]", "started"))
     progress.tell(Event("quantize[dynamic-int8]", "progress", 0.25, "op [MatMul] [/] 3"))
     Console(file=sys.stdout, width=100).print(progress._table())

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeexport.verify.intervals import bootstrap, enough, proportion, quantile, unseen, weighted_mean
+from edgeexport.verify.intervals import FEW, TAIL, bootstrap, enough, proportion, quantile, unseen, weighted_mean
 
 # -- Clopper-Pearson
 
@@ -53,8 +53,17 @@ def test_where_several_clusters_hold_exceptions_the_bootstrap_tells() -> None:
     exceptions = none(100)
     exceptions[:20] = True
     assert unseen(exceptions, range(100)) == 0.0
-    assert unseen(exceptions, [i // 20 for i in range(100)]) == unseen(none(5), range(5))  # all twenty are in one cluster
+    assert unseen(exceptions, [i // 20 for i in range(100)]) == proportion(1, 5).high  # all twenty are in one cluster
     assert unseen(exceptions, [i // 4 for i in range(100)]) == 0.0  # they are in five
+
+
+@pytest.mark.parametrize("seen", range(FEW))
+@pytest.mark.parametrize("n", [185, 300])
+def test_a_bound_that_holds_is_missed_no_more_often_than_promised(n: int, seen: int) -> None:
+    """At the largest share that stays possible, seeing so few exceptions is as rare as the interval says."""
+    exceptions = none(n)
+    exceptions[:seen] = True
+    assert scipy.stats.binom.cdf(seen, n, unseen(exceptions, range(n))) == pytest.approx(TAIL)
 
 
 def none(n: int) -> np.ndarray:

@@ -164,7 +164,7 @@ def result(truth: Sequence[int], original: Sequence[int], lane: Sequence[int]) -
 
 def test_a_lane_like_the_original_passes_on_enough_examples() -> None:
     truth = [0, 1] * 200
-    check = metric_check(result(truth, truth, truth), 0.02, "here")
+    check = metric_check(result(truth, truth, truth), 0.02, "here", labelled=True)
     assert (check.name, check.verdict, check.bound) == ("drop of accuracy", Verdict.PASS, 0.02)
     assert check.note == "0 answers broken, 0 fixed"
     assert check.how == "here"
@@ -172,10 +172,10 @@ def test_a_lane_like_the_original_passes_on_enough_examples() -> None:
 
 def test_a_few_examples_without_any_change_prove_nothing() -> None:
     truth = [0, 1] * 10
-    check = metric_check(result(truth, truth, truth), 0.02, "here")
+    check = metric_check(result(truth, truth, truth), 0.02, "here", labelled=True)
     assert check.verdict is Verdict.INCONCLUSIVE
     assert str(check.note).endswith("20 are too few to prove it, even without any change; 183 can")
-    one_fixed = metric_check(result(truth, [1, *truth[1:]], truth), 0.02, "here")
+    one_fixed = metric_check(result(truth, [1, *truth[1:]], truth), 0.02, "here", labelled=True)
     assert one_fixed.verdict is Verdict.INCONCLUSIVE  # none was broken, and yet one in six might be
     assert str(one_fixed.note).startswith("0 answers broken, 1 fixed; 20 are too few")
 
@@ -185,7 +185,7 @@ def test_many_changes_in_both_directions_are_told_by_resampling(monkeypatch: pyt
     truth = [0, 1] * 460
     original = [1 - t if i < 8 else t for i, t in enumerate(truth)]
     lane = [1 - t if 8 <= i < 17 else t for i, t in enumerate(truth)]
-    check = metric_check(result(truth, original, lane), 0.02, "here")
+    check = metric_check(result(truth, original, lane), 0.02, "here", labelled=True)
     assert check.note == "9 answers broken, 8 fixed"
     assert check.verdict is Verdict.PASS
     assert isinstance(check.figure, Estimate)
@@ -195,14 +195,15 @@ def test_many_changes_in_both_directions_are_told_by_resampling(monkeypatch: pyt
 
 def test_a_lane_that_lost_much_fails() -> None:
     truth = [0, 1] * 100
-    check = metric_check(result(truth, truth, [0, 0] * 100), 0.02, "here")
+    check = metric_check(result(truth, truth, [0, 0] * 100), 0.02, "here", labelled=True)
     assert check.verdict is Verdict.FAIL
     assert check.note == "100 answers broken, 0 fixed"
 
 
 def test_without_labelled_data_there_is_no_verdict() -> None:
-    check = metric_check([], 0.02, "here")
+    check = metric_check([], 0.02, "here", labelled=False)
     assert (check.verdict, check.figure, check.note) == (None, None, "no labelled data")
+    assert "no metric for this task" in str(metric_check([], 0.02, "here", labelled=True).note)
 
 
 @pytest.mark.parametrize(("n", "breaks", "fixes"), [(20, 0.05, 0.05), (100, 0.02, 0.0), (150, 0.02, 0.03)])

@@ -184,14 +184,6 @@ def test_a_step_beyond_its_memory_is_stopped_and_told_what_to_try(store: Store, 
     assert "--memory-mb" in str(error.hint)
 
 
-def test_a_step_beyond_its_time_is_stopped(store: Store, workplace: Path) -> None:
-    started = time.monotonic()
-    error = failure(store, workplace, WriteApart(text="x", seconds=30), seconds_max=0.5)
-    assert 0.5 < time.monotonic() - started < 15
-    assert error.what == f"{NODE} was stopped."
-    assert error.why == "it took longer than 0.5 s"
-
-
 # -- nothing outlives its build
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from edgeexport.errors import CheckpointError, MissingExtra
 from edgeexport.plan import Plan
-from edgeexport.schedule import Event, Limits, Scheduler, last_runs, pending
+from edgeexport.schedule import Event, Limits, Scheduler, pending, similar_runs
 from edgeexport.store import Entry, Run, Store
 
 ONE = Limits(jobs=1, cores=2, memory_mb=4000)
@@ -153,9 +153,9 @@ def test_how_long_steps_took_before_decides_the_order(store: Store) -> None:
     record(store, "slow", Run(seconds=0.1, peak_rss_mb=None, finished=1))
     record(store, "write", Run(seconds=0.1, peak_rss_mb=None, finished=2))
     record(store, "write", Run(seconds=9.0, peak_rss_mb=None, finished=3))
-    assert last_runs(store, ["write", "slow", "shout"]) == {"write": Run(seconds=9.0, peak_rss_mb=None, finished=3),
-                                                            "slow": Run(seconds=0.1, peak_rss_mb=None, finished=1)}
     plan = plan_of({"slow": (Slow(text="s"), {}), "quick": (Write(text="q"), {})})
+    assert similar_runs(plan, store) == {"quick": Run(seconds=9.0, peak_rss_mb=None, finished=3),
+                                         "slow": Run(seconds=0.1, peak_rss_mb=None, finished=1)}
     assert run(plan, store)[0].nodes("started") == ["quick", "slow"]
 
 
@@ -168,6 +168,13 @@ def test_steps_that_took_much_memory_before_run_one_by_one(store: Store) -> None
     record(store, "write", Run(seconds=1.0, peak_rss_mb=2000, finished=1))
     plan = plan_of({name: (Write(text=name, seconds=0.1), {}) for name in "ab"})
     assert max(map(len, run(plan, store, TWO)[0].together)) == 1
+
+
+def test_a_run_on_inputs_of_another_size_says_nothing(store: Store) -> None:
+    record(store, "write", Run(seconds=1.0, peak_rss_mb=2000, finished=1, input_bytes=10**9))
+    plan = plan_of({name: (Write(text=name, seconds=0.2), {}) for name in "ab"})
+    assert similar_runs(plan, store) == {}
+    assert frozenset("ab") in run(plan, store, TWO)[0].together
 
 
 def test_a_step_that_needs_more_than_there_is_still_runs_alone(store: Store) -> None:

@@ -415,10 +415,13 @@ def test_a_user_of_the_store_that_was_killed_no_longer_holds_it(store: Store) ->
 # -- digests of files outside
 
 
+LATER = 2**62  # nanoseconds: long after any file was changed
+
+
 def test_the_digest_of_an_unchanged_file_is_remembered(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"old")
-    os.utime(path, (1, 1))
+    monkeypatch.setattr("edgeexport.store.time.time_ns", lambda: LATER)
     first = store.file_digest(path)
     assert first == Blob(digest=digest_bytes(b"old"), size=3)
     monkeypatch.setattr("edgeexport.store.digest_file", lambda path: pytest.fail("was read again"))
@@ -435,8 +438,9 @@ def test_a_change_of_the_same_size_within_the_same_tick_is_noticed(store: Store,
     assert store.file_digest(path).digest == digest_bytes(b"new")
 
 
-@pytest.mark.parametrize("change", ["touched", "replaced", "longer"])
-def test_a_change_of_an_old_file_is_noticed(store: Store, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["touched", "replaced", "longer", "copied over with its dates"])
+def test_a_change_of_an_old_file_is_noticed(store: Store, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeexport.store.time.time_ns", lambda: LATER)
     path, old = tmp_path / "weights", 1_000_000_000
     path.write_bytes(b"old")
     os.utime(path, ns=(old, old))
@@ -452,10 +456,10 @@ def test_a_change_of_an_old_file_is_noticed(store: Store, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"stamp": 1}'])
-def test_a_damaged_note_is_as_none(store: Store, tmp_path: Path, note: bytes) -> None:
+def test_a_damaged_note_is_as_none(store: Store, tmp_path: Path, note: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"old")
-    os.utime(path, (1, 1))
+    monkeypatch.setattr("edgeexport.store.time.time_ns", lambda: LATER)
     store.file_digest(path)
     (found,) = (store.root / "sources").iterdir()
     found.write_bytes(note)
