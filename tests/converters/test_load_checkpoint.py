@@ -181,7 +181,8 @@ def test_lower_case_that_the_tokenizer_does_not_see_to_is_refused(copy_of: Calla
 
 def test_keys_without_a_value_are_as_none(copy_of: Callable[[Case], Path]) -> None:
     directory = copy_of(CLASSIFIER)
-    edit(directory / "config.json", auto_map=None, max_position_embeddings=None)
+    data = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps(data | {"auto_map": None, "max_position_embeddings": None}), encoding="utf-8")
     assert read_checkpoint(directory).spec(SECTION).architecture == "bert"
     assert read_checkpoint(directory).text_spec(SECTION).max_length == MAX_LENGTH
 

@@ -111,7 +111,7 @@ def test_static_ranges_come_from_cut_texts_where_none_is_short(zoo: Zoo) -> None
               "calibration": zoo.dataset("calibration", as_rows(long))}
     quantized = zoo.run(find_step("quantize_tflite")(precision="static-int8", policy=preset("tflite", "static-int8")), inputs)
     session, original = zoo.session(CLASSIFIER, quantized), zoo.original(CLASSIFIER)
-    short = [text for text in ASKED if len(session.encode(text).ids) <= LENGTHS[0]]
+    short = [text for text in TEXTS if len(session.encode(text).ids) <= LENGTHS[0]]
     same = [session.outputs(session.encode(text))["logits"].argmax() == original.outputs(text)["logits"].argmax() for text in short]
     assert len(same) > 20
     assert np.mean(same) > 0.7
