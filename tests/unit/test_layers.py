@@ -183,6 +183,15 @@ def test_the_session_that_travels_imports_only_errors_and_itself() -> None:
     assert {other for other in found if not other.startswith("edgeexport.session")} == {"edgeexport.errors"}
 
 
+def test_the_session_is_written_for_the_python_of_older_devices() -> None:
+    """Python 3.9, which Raspberry Pi OS 11 has, knows no `match`, no `zip(strict=…)` and no `X | Y` outside of annotations."""
+    for path in [*(CORE / "session").glob("*.py"), CORE / "errors.py", CORE / "data" / "sample.py"]:
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+        keywords = [keyword.arg for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords]
+        assert not {"strict", "kw_only", "slots"} & set(keywords), path
+        assert path.name == "sample.py" or "from __future__ import annotations" in path.read_text(encoding="utf-8"), path
+
+
 # -- each rule sees what it forbids
 
 
