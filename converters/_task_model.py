@@ -44,7 +44,8 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
                                                   trust_remote_code=has_own_code(directory), output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
-        raise CheckpointError("Transformers cannot load the checkpoint.", why=str(exc).splitlines()[0]) from exc
+        why = "the shapes of its weights are not those of config.json" if "mismatched_sizes" in str(exc) else str(exc).splitlines()[0]
+        raise CheckpointError("Transformers cannot load the checkpoint.", why=why) from exc
     # A bare encoder has a pooler whose output is not used; a classifier that has one answers through it.
     bare = task in {Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY}
     missing = [name for name in info["missing_keys"] if not bare or "pooler" not in name]

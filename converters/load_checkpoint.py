@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, digest_file
 from edgeexport.errors import CheckpointError
@@ -14,6 +14,9 @@ from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._own_code import has_own_code
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class LoadCheckpoint(Step):
@@ -69,9 +72,12 @@ def write_text(directory: Path, data: dict[str, Any]) -> None:
     """Write `text.json`: the text spec, with the ids of the mask and padding tokens as the tokenizer's files name them.
 
     Raises:
-        CheckpointError: `tokenizer.json` is damaged.
+        CheckpointError: `tokenizer.json` is damaged, or makes nothing of an empty text.
     """
     text = TextSpec.from_dict(data)
+    if not load_tokenizer(directory).encode("").ids:
+        raise CheckpointError("The tokenizer adds no special tokens.", why="an empty text would be no input at all",
+                              hint="save the tokenizer with its post-processor, as the model was trained with")
     mask_id = token_id(directory, "mask_token")
     pad_id = token_id(directory, "pad_token")
     sources = dict(text.sources)
@@ -83,8 +89,8 @@ def write_text(directory: Path, data: dict[str, Any]) -> None:
     (directory / "text.json").write_text(json.dumps(text.as_dict(), indent=1, sort_keys=True), encoding="utf-8")
 
 
-def token_id(directory: Path, name: str) -> int | None:
-    """The id of a special token such as ``mask_token``, as the tokenizer's files name it.
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The checkpoint's tokenizer.
 
     Raises:
         CheckpointError: `tokenizer.json` is damaged.
@@ -92,10 +98,19 @@ def token_id(directory: Path, name: str) -> int | None:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as exc:  # tokenizers raises bare Exception
         raise CheckpointError("The tokenizer does not load.", why=f"tokenizer.json: {exc}",
                               hint="get tokenizer.json again; a checkpoint with its vocabulary files can do without") from exc
+
+
+def token_id(directory: Path, name: str) -> int | None:
+    """The id of a special token such as ``mask_token``, as the tokenizer's files name it.
+
+    Raises:
+        CheckpointError: `tokenizer.json` is damaged.
+    """
+    tokenizer = load_tokenizer(directory)
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / file).is_file():
             token = json.loads((directory / file).read_text(encoding="utf-8")).get(name)

@@ -25,7 +25,7 @@ from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.store import Entry
 from edgeexport.target import Target
 from edgeexport.verify.check import Verdict, together
-from edgeexport.verify.judge import Question, judge_lane
+from edgeexport.verify.judge import Question, judge_lane, scope
 from edgeexport.verify.lane_report import LaneReport
 
 # So many golden vectors, of evenly spread lengths: enough to see a wrong kernel, few enough to check on a device in a moment.
@@ -136,11 +136,12 @@ def _report(prepared: Prepared, target: Target, lanes: Sequence[LaneReport], evi
     judged = [lane for lane in lanes if lane.verdict is not None]
     counted = [lane for lane in judged if lane.required] or judged
     verdict = together(lane.verdict for lane in counted) or Verdict.INCONCLUSIVE
-    leading = next(lane for lane in counted if lane.verdict is verdict)
+    # Of all that count together: no lane's failure may hide behind another's.
+    words = scope([check for lane in counted for check in lane.checks], verdict, host.isa(), target.device.isa, host.describe())
     facts = resolved.spec.facts
     return Report(
         name=resolved.recipe.name, target=target.name, target_title=target.title, isa=target.device.isa,
-        host=f"{host.describe()}, {host.cpu_model()}, {host.cores()} cores", verdict=verdict, scope=leading.scope,
+        host=f"{host.describe()}, {host.cpu_model()}, {host.cores()} cores", verdict=verdict, scope=words,
         model={"source": resolved.recipe.model.source, "revision": resolved.source.revision, "task": resolved.spec.require_task().value,
                "architecture": resolved.spec.architecture, "parameters": resolved.spec.parameters, "licence": facts.get("licence"),
                "labels": facts["labels"],

@@ -114,8 +114,9 @@ def new_bundle(destination: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(place, ignore_errors=True)
     except OSError as exc:
-        raise OutputError(f"Cannot write {destination}.", why=exc.strerror or str(exc),
-                          hint="free some space, or choose another place with -o") from exc
+        # What copies trees raises one error with a list of them.
+        why = str(exc.args[0][0][2]) if isinstance(exc, shutil.Error) else exc.strerror or str(exc)
+        raise OutputError(f"Cannot write {destination}.", why=why, hint="free some space, or choose another place") from exc
 
 
 def take_place(place: Path, destination: Path) -> None:
@@ -170,14 +171,14 @@ def require_writable(destination: Path) -> None:
         OutputError: it can't.
     """
     if destination.exists() and not (destination / MANIFEST_FILE).is_file():
-        raise OutputError(f"{destination} exists and is not a bundle.", hint="choose another place with -o")
+        raise OutputError(f"{destination} exists and is not a bundle.", hint="choose another place")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=destination.parent):
             pass
     except OSError as exc:
         raise OutputError(f"Cannot write to {destination.parent}.", why=exc.strerror or str(exc),
-                          hint="choose another place with -o") from exc
+                          hint="choose another place") from exc
 
 
 def lay_out_payload(place: Path, payloads: Sequence[Path]) -> dict[str, Any]:
@@ -327,7 +328,7 @@ def write_archive(place: Path, archive: Path) -> None:
             Path(temporary).unlink(missing_ok=True)
     except OSError as exc:
         raise OutputError(f"Cannot write {archive}.", why=exc.strerror or str(exc),
-                          hint="free some space, or choose another place with -o") from exc
+                          hint="free some space, or choose another place") from exc
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
+from edgeexport.session.tasks import PAIR_TASKS
 from edgeexport.session.text import TextSpec
 
 WEIGHTS = "model.safetensors"
@@ -55,8 +56,6 @@ HEADS = {
     Task.QUESTION_ANSWERING: ("ForQuestionAnswering",),
     Task.FILL_MASK: ("ForMaskedLM", "ForPreTraining"),
 }
-# Tasks whose input may be two texts; only they need token_type_ids.
-PAIR_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.QUESTION_ANSWERING})
 VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 
 

@@ -76,6 +76,12 @@ def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedMode
         found["texts"] = read_texts(texts if texts is not None else base / str(data.texts))
         if task is Task.QUESTION_ANSWERING and any(row.text_pair is None for row in found["texts"].rows):
             raise DataError(f"{found['texts'].origin}: a question needs its context.", hint="give a table with the fields text and text_pair")
+    if task is Task.FILL_MASK and "texts" in found:
+        token = mask_token(checkpoint)
+        without = next((row for row in found["texts"].rows if token not in row.text), None)
+        if without is not None:
+            raise DataError(f"{found['texts'].origin}: a text has no {token}.", why=f"such as {shortened(without.text)!r}",
+                            hint=f"put {token} where a word is to be found")
     if data.evaluation is not None:
         found["evaluation"] = read_dataset("evaluation", data.evaluation, base, task, labelled=True, classes=spec.facts["labels"])
     if data.calibration is not None:
@@ -94,10 +100,15 @@ def refuse_leaks(datasets: dict[str, Dataset]) -> None:
     shaping = datasets["calibration"].fingerprints
     shared = [text for print_, text in datasets["evaluation"].fingerprints.items() if print_ in shaping]
     if shared:
-        shown = "; ".join(repr(text if len(text) <= 60 else text[:57] + "…") for text in shared[:3])
+        shown = "; ".join(repr(shortened(text)) for text in shared[:3])
         raise LineageError(
             f"{len(shared)} evaluation texts are in the calibration data too.", why=f"a model is not judged by what shaped it: {shown}",
             hint="take them out of [data.calibration]; copies with other case, blanks or punctuation count")
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def mask_token(checkpoint: Checkpoint | SavedModel) -> str:

@@ -311,8 +311,9 @@ def main() -> int:
     except EdgeExportError as exc:
         tell(error=exc.as_dict(), unforeseen=False)
     except Exception as exc:
-        traceback.print_exc()  # for the log
         tell(error=_in_words(exc, request).as_dict(), unforeseen=True)
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
     return 1
 
 

@@ -345,7 +345,8 @@ def describe_change(parts: Mapping[str, Any], stored: Mapping[str, Any]) -> list
         if isinstance(new, dict) and isinstance(old, dict):
             for key in sorted(new.keys() | old.keys()):
                 if new.get(key) != old.get(key):
-                    values = "" if name == "inputs" else f": {_short(old.get(key))} → {_short(new.get(key))}"
+                    told = name != "inputs" and not isinstance(new.get(key), dict)
+                    values = f": {_short(old.get(key))} → {_short(new.get(key))}" if told else ""
                     changes.append(f"{name}.{key}{values}")
         elif new != old:
             changes.append(name)

@@ -6,6 +6,8 @@ import importlib.resources
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
 from pydantic import Field, StringConstraints, model_validator
 
 from edgeexport.artifact import Model, Task
@@ -62,6 +64,17 @@ class Lane(Model):
                              f"known: {', '.join(sorted(PRESETS[self.format]))}")
         return self
 
+    @model_validator(mode="after")
+    def _stand_in_stands_for_the_runtime(self) -> Lane:
+        name, _, version = self.verified_by.partition("==")
+        try:
+            fits = name == self.runtime and Version(version) in SpecifierSet(self.version)
+        except (InvalidSpecifier, InvalidVersion) as exc:
+            raise ValueError(f"lane '{self.name}': {exc}") from exc
+        if not fits:
+            raise ValueError(f"lane '{self.name}': {self.verified_by} is not {self.runtime} {self.version}, so it would prove nothing")
+        return self
+
 
 class Budget(Model):
     """Limits that a lane must keep; None is no limit."""
@@ -113,14 +126,24 @@ def load_target(name_or_path: str) -> Target:
 
     Raises:
         UnknownName: no such target.
-        TargetError: the file is not a valid profile.
+        TargetError: there is no such file, or it is not a valid profile.
+    """
+    path = target_path(name_or_path)
+    return read_toml(path, Target, TargetError, {"name": path.stem})
+
+
+def target_path(name_or_path: str) -> Path:
+    """The file of a target.
+
+    Raises:
+        UnknownName: no such target.
+        TargetError: there is no such file.
     """
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
             raise TargetError(f"There is no target file {path}.", hint="`edgeexport targets list` shows the built-in ones")
-    elif name_or_path in target_names():
-        path = Path(str(importlib.resources.files("edgeexport.targets") / f"{name_or_path}.toml"))
-    else:
+        return path
+    if name_or_path not in target_names():
         raise UnknownName.among("target", name_or_path, target_names())
-    return read_toml(path, Target, TargetError, {"name": path.stem})
+    return Path(str(importlib.resources.files("edgeexport.targets") / f"{name_or_path}.toml"))

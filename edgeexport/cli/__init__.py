@@ -97,8 +97,15 @@ def main() -> None:
             exc.show()
         code = EXIT_ERROR
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what is finished stays stored, and the next build goes on from there", err=True)
+        click.echo("interrupted; what was finished stays stored", err=True)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
+        code = EXIT_ERROR
+    except OSError as exc:  # a file or directory that may not be read or written, wherever it is
+        error = EdgeExportError(f"Cannot use {exc.filename}." if exc.filename else "A file cannot be used.", why=exc.strerror or str(exc))
+        if as_json:
+            show_json(error)
+        else:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
         code = EXIT_ERROR
     sys.exit(code)

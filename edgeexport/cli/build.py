@@ -75,7 +75,7 @@ def show_built(built: Built, prepared: Prepared) -> None:
             continue
         parity = next((check for check in lane.checks if check.group == "parity"), None)
         metric = (lane.untruncated or lane.metrics)[:1]
-        table.add_row(lane.lane, lane.precision, megabytes(lane.size_bytes),
+        table.add_row(lane.lane if lane.required else f"{lane.lane} (optional)", lane.precision, megabytes(lane.size_bytes),
                       f"{parity.figure.value:.4f}" if parity and isinstance(parity.figure, Estimate) else "",
                       f"{metric[0].lane.value:.3f} ({metric[0].reference.value:.3f})" if metric else "null", styled(lane.verdict))
     out.print(table)
@@ -85,9 +85,9 @@ def show_built(built: Built, prepared: Prepared) -> None:
     for lane in report.lanes:
         for check in lane.checks:
             if check.verdict is not None and check.verdict.value != "pass":
-                figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else check.figure
-                out.print(f"  {lane.lane}: {styled(check.verdict)} {check.name}: {figure} (must be {check.relation} {check.bound}) "
-                          f"{escape(check.note or '')}", soft_wrap=False)
+                figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else "" if check.figure is None else f"{check.figure:.4g}"
+                bound = "" if check.bound is None else f" (must be {check.relation} {check.bound:g})"
+                out.print(f"  {lane.lane}: {styled(check.verdict)} {check.name}: {figure}{bound} {escape(check.note or '')}", soft_wrap=False)
     explain_columns(report)
     out.print(f"verdict: {styled(report.verdict)}[dim]{report.scope.removeprefix(report.verdict.value)}[/]")
     out.print(f"bundle:  {built.directory}/  and  {built.archive.name} ({megabytes(built.archive.stat().st_size)})", soft_wrap=True)

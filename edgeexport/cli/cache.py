@@ -41,7 +41,7 @@ def list_command(as_json: bool) -> None:
 
 
 @cache_command.command("prune")
-@click.option("--keep", default="0", show_default=True, metavar="SIZE", help="How much may stay, such as 2GB or 500MB; the newest stays.")
+@click.option("--keep", required=True, metavar="SIZE", help="How much may stay, such as 2GB or 500MB; the newest stays. 0 removes all.")
 @json_option
 def prune_command(keep: str, as_json: bool) -> None:
     """Remove the oldest actions, and what no action needs."""

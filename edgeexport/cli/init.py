@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from pathlib import Path
 
 import click
 import jinja2
+from rich.markup import escape
 
 from edgeexport.checkpoint import VECTOR_TASKS
 from edgeexport.cli.model_options import trust_option
@@ -14,7 +16,7 @@ from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
 from edgeexport.plan import default_lengths
 from edgeexport.recipe import RECIPE_FILE, load_recipe, recipe_for
-from edgeexport.source import resolve_checkpoint
+from edgeexport.source import local_path, resolve_checkpoint
 from edgeexport.store import Store
 from edgeexport.verify.parity import MARGINS
 
@@ -30,6 +32,11 @@ def init_command(model: str, path: Path, force: bool, trusted: bool, as_json: bo
     if path.exists() and not force:
         raise OutputError(f"{path} is there already.", hint="--force overwrites it")
     recipe = recipe_for(model)
+    place = local_path(model, Path.cwd())
+    if place is not None and not model.startswith("package:") and not Path(model).is_absolute():
+        # A recipe's paths count from the recipe.
+        source = Path(os.path.relpath(place, path.absolute().parent)).as_posix()
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": source})})
     checkpoint, leaf = resolve_checkpoint(model, None, Path.cwd(), Store(), trusted=trusted)
     spec, text = checkpoint.spec(recipe.model), checkpoint.text_spec(recipe.model)
     task = spec.require_task()
@@ -47,4 +54,5 @@ def init_command(model: str, path: Path, force: bool, trusted: bool, as_json: bo
         print_json({"recipe": str(path), "task": task.value, "architecture": spec.architecture, "max_length": text.max_length})
     else:
         out.print(f"wrote {path}: {task.value}, {spec.architecture}, up to {text.max_length} tokens")
-        out.print("next: [bold]edgeexport build --target raspberrypi[/]")
+        option = "" if path.absolute() == Path(RECIPE_FILE).absolute() else f" --recipe {path}"
+        out.print(f"next: [bold]edgeexport build --target raspberrypi{escape(option)}[/]")

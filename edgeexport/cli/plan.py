@@ -56,7 +56,7 @@ def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> d
     return {
         "nodes": nodes,
         "lanes": [{"target": lane.target.name, "lane": lane.lane.name, "variant": lane.variant, "ends": [
-            node for node in (lane.answers, lane.speed) if node], "not_offered": lane.refusal.reason if lane.refusal else None}
+            node for node in (lane.answers, lane.speed, lane.inspection) if node], "not_offered": lane.refusal.reason if lane.refusal else None}
             for lane in plan.lanes],
         "predicted": {
             "steps": len(to_run),
@@ -91,6 +91,9 @@ def plan_tree(plan: Plan, data: dict[str, Any]) -> Tree:
     predicted = data["predicted"]
     took = seconds(predicted["seconds"]) if predicted["seconds"] is not None else "unknown"
     peak = f"{predicted['peak_rss_mb']:,.0f} MB" if predicted["peak_rss_mb"] else "unknown"
+    if not predicted["steps"]:
+        tree.add(f"nothing to run: all {len(plan.nodes)} steps are stored, or not needed")
+        return tree
     tree.add(f"{predicted['steps']} of {len(plan.nodes)} steps to run; new in the store about {megabytes(predicted['disk_bytes'])}; "
              f"highest peak memory of a step {peak}; one after the other {took}")
     return tree

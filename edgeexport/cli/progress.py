@@ -49,7 +49,7 @@ class LineProgress:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Say how much was there already."""
         if kind is None and self._stored:
-            err.print(f"{self._stored} steps were stored already")
+            err.print(stored(self._stored))
 
 
 class LiveProgress:
@@ -91,7 +91,12 @@ class LiveProgress:
         """Clear the running steps; say how much was there already."""
         self._live.stop()
         if kind is None and self._stored:
-            err.print(f"[dim]{self._stored} steps were stored already[/]")
+            err.print(f"[dim]{stored(self._stored)}[/]")
+
+
+def stored(count: int) -> str:
+    """How much was there already."""
+    return "1 step was stored already" if count == 1 else f"{count} steps were stored already"
 
 
 def ended(event: Event) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from edgeexport.bundle import check_files, read_manifest
 from edgeexport.cli.terminal import err, json_option, out, print_json
 from edgeexport.errors import RuntimeUnavailable
 from edgeexport.runner.environment import Environment
@@ -32,6 +33,7 @@ def run_command(bundle: Path, texts: tuple[str, ...], lane: str | None, context:
     Where the lane's runtime is not installed, it runs in the environment in which the lane was verified; that is made on first use.
     """
     opened = Bundle.open(bundle, lane=lane, threads=threads)
+    check_files(opened.directory, read_manifest(opened.directory))
     try:
         name, results = opened.lane, run_texts(opened.session, list(texts), context)
     except RuntimeUnavailable:

@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 
 from edgeexport.cli.terminal import json_option, out, print_json
-from edgeexport.target import load_target, target_names
+from edgeexport.target import load_target, target_names, target_path
 
 
 @click.group("targets")
@@ -32,10 +32,14 @@ def list_command(as_json: bool) -> None:
 
 @targets_command.command("show")
 @click.argument("name")
+@click.option("--toml", "as_toml", is_flag=True, help="Print its file: the start of one of your own.")
 @json_option
-def show_command(name: str, as_json: bool) -> None:
+def show_command(name: str, as_toml: bool, as_json: bool) -> None:
     """Show a target: hardware, lanes, budgets, and where each figure is from. NAME may be a file ./board.toml."""
     target = load_target(name)
+    if as_toml:
+        click.echo(target_path(name).read_text(encoding="utf-8"), nl=False)
+        return
     if as_json:
         print_json(target.model_dump(mode="json", by_alias=True))
         return

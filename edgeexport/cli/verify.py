@@ -15,6 +15,7 @@ from edgeexport.cli.progress import LineProgress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, out, print_json, styled
 from edgeexport.recipe import DataFile
 from edgeexport.report.model import interval_text
+from edgeexport.runner import host
 from edgeexport.store import Store
 from edgeexport.verify.check import together
 from edgeexport.verify.intervals import Estimate
@@ -53,15 +54,16 @@ def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, dat
         return EXIT_CODES[found.verdict]
     out.print(f"[bold]{found.name}[/] for {found.target}: {found.files} files are what was sealed, payload {found.payload[:12]}")
     table = Table(box=None, pad_edge=False)
-    for column in ("lane", "golden vectors", "distance", "allowed", "to the original", "where"):
+    for column in ("lane", "golden vectors", "distance", "allowed", "to the original", "run in"):
         table.add_column(column)
     for lane in found.lanes:
         if lane.distance is None:
             table.add_row(lane.lane, styled(lane.verdict), "", "", "", escape(lane.problem or ""))
         else:
             table.add_row(lane.lane, styled(lane.verdict), f"{lane.distance:.1e}", f"{lane.tolerance:.1e}",
-                          "" if lane.reference_distance is None else f"{lane.reference_distance:.1e}", lane.where)
+                          "" if lane.reference_distance is None else f"{lane.reference_distance:.1e}", lane.where.rpartition(", ")[2])
     out.print(table)
+    out.print(f"[dim]golden vectors run on this {host.describe()}; distances are relative[/]")
     for recomputation in recomputed:
         for check in recomputation.checks:
             figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else check.note or ""

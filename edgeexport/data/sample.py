@@ -12,6 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "session.pyz"))
 
+from edgeexport.errors import EdgeExportError
 from edgeexport.session import Bundle
 
 
@@ -19,9 +20,12 @@ def main() -> None:
     """Answer the texts on the command line."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    bundle = Bundle.open(HERE)
-    print(f"lane: {bundle.lane}")
-    print(bundle.run(*sys.argv[1:3]))
+    try:
+        bundle = Bundle.open(HERE)
+        print(f"lane: {bundle.lane}")
+        print(bundle.run(*sys.argv[1:3]))
+    except EdgeExportError as exc:
+        sys.exit(f"error: {exc}")
 
 
 main()

@@ -63,8 +63,8 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     load_seconds = time.perf_counter() - started
     spec = session.payload.spec
     lengths = [length for length in job["lengths"] if length <= spec.max_length]
-    base = session.encode(" ".join(["many words make a long text that fills every length there is"] * 64),
-                          "a second text" if session.payload.head.task == "question-answering" else None)
+    words = " ".join(["many words make a long text that fills every length there is"] * 64)
+    base = session.encode("how many?", words) if session.payload.head.task == "question-answering" else session.encode(words)
     feeds = {}
     for length in lengths:
         ids = np.resize(base.ids[1:-1], length - 2)

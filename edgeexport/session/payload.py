@@ -26,6 +26,8 @@ RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Any]]] = {
     "tflite-runtime": ("tflite_runtime.interpreter", lambda path, threads: TfliteModel(path, threads, "tflite_runtime.interpreter")),
 }
 
+FORMATS = {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
+
 
 class TruncationWarning(UserWarning):
     """A text was longer than the model reads, and was cut."""
@@ -96,6 +98,11 @@ class Session:
 
     def encode(self, text: str, pair: str | None = None, role: str | None = None) -> Encoded:
         """The tokens of a text, with the prefix of its role."""
+        for given in (text, pair):
+            if given is not None and not isinstance(given, str):
+                raise DataError(f"A text is a string, not {type(given).__name__}.", hint="run_all answers several texts")
+        if text is None:
+            raise DataError("There is no text.")
         prefix = self.payload.spec.query_prefix if role == "query" else self.payload.spec.document_prefix
         try:
             return self.tokenizer.encode(prefix + text, pair)
@@ -118,6 +125,8 @@ class Session:
         """
         if self.payload.head.task == "question-answering" and pair is None:
             raise DataError("A question needs the text that holds its answer.", hint="give question and context")
+        if pair is not None and self.payload.head.task not in tasks.PAIR_TASKS:
+            raise DataError(f"A model for {self.payload.head.task} takes one text at a time.", hint="leave the second text out")
         encoded = self.encode(text, pair, role)
         if encoded.truncated:
             warnings.warn(f"the text was cut to {self.payload.spec.max_length} tokens", TruncationWarning, stacklevel=2)

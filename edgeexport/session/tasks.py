@@ -25,6 +25,9 @@ from edgeexport.session.text import Encoded, TextSpec, Tokenizer
 
 Outputs = Mapping[str, np.ndarray]
 
+# Tasks whose input may be two texts; only they need token_type_ids.
+PAIR_TASKS = frozenset({"text-classification", "question-answering"})
+
 # Of a vocabulary, so many evenly spaced logits are compared: all of them would be 60 MB for 500 texts.
 FILL_MASK_SAMPLE = 1024
 # Longest answer in tokens, as in Transformers' question-answering pipeline.

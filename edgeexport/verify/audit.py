@@ -28,7 +28,7 @@ def audit_checks(model: ModelReport, lane: Lane, precision: str, problems: Seque
         share = model.integer_weight_share or 0.0
         enough = share >= INTEGER_WEIGHTS_MIN
         verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.format] else None
-        left = ", ".join(weight.used_by or weight.name for weight in model.float_weights[:3])
+        left = ", ".join(list(dict.fromkeys(weight.used_by or weight.name for weight in model.float_weights))[:3])
         checks.append(Check(name="weights stored as INT8", group="audit", how="counted", verdict=verdict, figure=share,
                             bound=INTEGER_WEIGHTS_MIN, note=None if enough else f"largest still float: {left}"))
     return checks

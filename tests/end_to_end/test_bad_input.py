@@ -43,6 +43,27 @@ def test_unknown_recipe_key_suggests_the_nearest(cli: Cli, model: Path) -> None:
     assert "did you mean 'max_length'?" in error
 
 
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ('version = ">=1.18"', 'version = ">=9.0"', "onnxruntime==1.31.1 is not onnxruntime >=9.0, so it would prove nothing"),
+    ('verified_by = "onnxruntime==1.31.1"', 'verified_by = "ai-edge-litert==2.3.0"', "so it would prove nothing")])
+def test_a_board_whose_stand_in_is_not_its_runtime(cli: Cli, model: Path, old: str, new: str, said: str) -> None:
+    shown = cli("targets", "show", "linux-x86_64", "--toml").out
+    assert old in shown
+    (cli.directory / "board.toml").write_text(shown)
+    assert cli("plan", str(model), "--target", "board.toml").code == 0
+    (cli.directory / "board.toml").write_text(shown.replace(old, new))
+    assert said in " ".join(fails(cli, "build", str(model), "--target", "board.toml").split())
+
+
+def test_a_recipe_in_another_directory_finds_its_model(cli: Cli, model: Path) -> None:
+    shutil.copytree(model, cli.directory / "mine")
+    (cli.directory / "recipes").mkdir()
+    ran = cli("init", "./mine", "-o", "recipes/mine.toml")
+    assert ran.code == 0, ran.err
+    assert "--recipe recipes/mine.toml" in " ".join(ran.out.split())
+    assert cli("plan", "--recipe", "recipes/mine.toml", "--target", "linux-x86_64").code == 0
+
+
 def test_missing_weights(cli: Cli, model: Path) -> None:
     (model / "model.safetensors").unlink()
     assert "has no weights" in fails(cli, "build", str(model), "--target", "linux-x86_64")
@@ -81,6 +102,16 @@ def test_unknown_task(cli: Cli, model: Path) -> None:
 def test_a_tokenizer_that_does_not_load(cli: Cli, model: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
     assert "tokenizer does not load" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_a_tokenizer_without_special_tokens(cli: Cli, model: Path) -> None:
+    edit_json(model / "tokenizer.json", post_processor=None)
+    assert "adds no special tokens" in fails(cli, "build", str(model), "--target", "linux-x86_64")
+
+
+def test_weights_of_other_shapes(cli: Cli, model: Path) -> None:
+    edit_json(model / "config.json", hidden_size=48)
+    assert "are not those of config.json" in " ".join(fails(cli, "build", str(model), "--target", "linux-x86_64").split())
 
 
 def test_no_tokenizer(cli: Cli, model: Path) -> None:

@@ -122,6 +122,8 @@ def test_verify_needs_no_torch_and_notices_a_changed_weight(demo: tuple[Cli, dic
     bad = cli("verify", str(edited))
     assert bad.code == 2
     assert "model.onnx is not what was sealed" in bad.err
+    assert "model.onnx is not what was sealed" in cli("run", str(edited), "text").err
+    assert "is not what was sealed" in cli("inspect", str(edited)).err
 
 
 def test_the_archive_is_the_directory(bundle: Path) -> None:

@@ -206,7 +206,9 @@ def test_a_build_exits_with_its_worst_verdict(edgeexport: Edgeexport, outcome: C
 @pytest.mark.parametrize(("error", "code", "said"), [
     (StepFailed("export_onnx died.", why="signal SIGSEGV", hint="try again"), 2, "error: export_onnx died.\n  why: signal SIGSEGV\n  try: try again"),
     (CheckpointError("It is damaged."), 2, "error: It is damaged."),
-    (KeyboardInterrupt(), 130, "interrupted; what is finished stays stored"),
+    (PermissionError(13, "Permission denied", "/some/model.safetensors"), 2,
+     "error: Cannot use /some/model.safetensors.\n  why: Permission denied"),
+    (KeyboardInterrupt(), 130, "interrupted; what was finished stays stored"),
 ])
 def test_a_build_that_does_not_end_well_says_why(edgeexport: Edgeexport, outcome: Callable[..., None], error: BaseException, code: int,
                                                  said: str) -> None:
@@ -329,7 +331,7 @@ def test_the_store_is_listed_and_pruned(edgeexport: Edgeexport, tmp_path: Path) 
     assert entry.key[:12] in edgeexport("cache", "list").out
     assert "removed 0 actions" in edgeexport("cache", "prune", "--keep", "1GB").out
     with Store(tmp_path / "cache").in_use():
-        assert "a build is running" in edgeexport("cache", "prune").err
+        assert "a build is running" in edgeexport("cache", "prune", "--keep", "0").err
 
 
 def stored(store: Store) -> Entry:
@@ -394,7 +396,7 @@ def test_progress_shows_nodes_with_brackets_and_counts_what_was_stored(tmp_path:
         progress.tell(Event("measure[x]", "reused", entry=entry))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["✓ quantize[dynamic-int8]  1 min 41 s, 0.0 kB, peak 1,234 MB", "✓ measure[x]  its inputs' contents did not change",
-                     "1 steps were stored already"]
+                     "1 step was stored already"]
     assert ended(Event("x", "finished")) == "x"
 
 

@@ -14,7 +14,7 @@ from edgeexport.inspection.model import ModelReport
 from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
 from edgeexport.verify.check import Check, Verdict
-from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, relative_distances, tolerance
+from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, relative_distances, scope, tolerance
 from edgeexport.verify.lane_report import LaneReport
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
@@ -200,6 +200,14 @@ def test_where_nothing_was_cut_both_originals_say_the_same() -> None:
     report = judged(question(datasets={**probes.datasets, "evaluation": data}, reference=reference),
                     answers={"probes": vectors(noise=0.01), "evaluation": retrieval(80, 60)[1]})
     assert report.untruncated == report.metrics != ()
+
+
+def test_the_words_for_several_lanes_hide_no_failure() -> None:
+    """Each lane fails in a group of its own; together both fail."""
+    parity, budget = judged(lane=vectors(noise=5.0)), judged(question(budget=Budget(size_mb_max=1)))
+    assert "parity: fail" in parity.scope and "budget: fail" in budget.scope
+    words = scope([*parity.checks, *budget.checks], FAIL, "x86_64", "aarch64", "host x86-64")
+    assert "parity: fail" in words and "budget: fail" in words and "audit: pass" in words
 
 
 # -- figures of the report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeexport.errors import UnknownName
+from edgeexport.errors import TargetError, UnknownName
 from edgeexport.prepare import check_lanes
 from edgeexport.recipe import Recipe
 from edgeexport.target import Target, load_target
@@ -27,6 +27,11 @@ def test_a_recipe_may_name_lanes_of_these_and_of_the_shipped_targets() -> None:
     with pytest.raises(UnknownName, match=r"Unknown lane in \[precision\.lanes\] 'litrt'") as caught:
         check_lanes(recipe(litrt="float32"), [own])
     assert caught.value.hint == "did you mean 'litert'?"
+
+
+def test_a_runtime_that_does_not_run_the_format_is_told_before_any_work() -> None:
+    with pytest.raises(TargetError, match="is onnx, and tflite-runtime runs tflite"):
+        check_lanes(recipe(), [with_lane(format="onnx", runtime="tflite-runtime")])
 
 
 def test_a_runtime_that_nothing_can_run_is_told_before_any_work() -> None:
