@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.dataset import Row
-from edgeexport.errors import DataError
+from edgeexport.errors import NoRoom
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, TextSpec
@@ -74,8 +75,7 @@ class Original:
             found = self.tokenizer(*arguments, truncation=cut, max_length=max_length, return_offsets_mapping=True, padding=False,
                                    return_token_type_ids=True)
         except Exception as exc:  # tokenizers raises bare Exception
-            raise DataError(f"The text of row {row.id} cannot be cut to {max_length} tokens.", why=str(exc),
-                            hint="is the question longer than the model's input?" if cut == "only_second" else None) from exc
+            raise NoRoom(f"The text of row {row.id} cannot be cut to {max_length} tokens.", why=str(exc)) from exc
         encoding = found.encodings[0]
         full = self.tokenizer(*arguments, truncation=False, verbose=False)
         features = {name: list(found[name][0]) for name in self.text.inputs if name != "attention_mask"}
@@ -86,18 +86,22 @@ class Original:
         """The answers to rows, in their order."""
         import numpy as np
 
-        encoded = [self.encode(row, max_length) for row in rows]
-        lengths = [len(each.ids) for _, each in encoded]
-        numbers: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
-        decisions: list[list[int]] = [[]] * len(rows)
+        encoded: dict[int, tuple[dict[str, list[int]], Encoded]] = {}
+        found = Answers([], [], [], [])
+        for i, row in enumerate(rows):
+            found.add_unanswered()
+            with contextlib.suppress(NoRoom):
+                encoded[i] = self.encode(row, max_length)
         finished = 0
-        for chosen in batches(lengths):
+        for chosen in batches({i: len(each.ids) for i, (_, each) in encoded.items()}):
             for i, outputs in zip(chosen, self.outputs([encoded[i][0] for i in chosen]), strict=True):
-                numbers[i] = np.asarray(tasks.numbers(self.head, self.text, encoded[i][1], outputs), np.float32)
-                decisions[i] = tasks.decision(self.head, self.text, encoded[i][1], outputs)
+                each = encoded[i][1]
+                found.numbers[i] = np.asarray(tasks.numbers(self.head, self.text, each, outputs), np.float32)
+                found.decisions[i] = tasks.decision(self.head, self.text, each, outputs)
+                found.tokens[i], found.truncated[i] = len(each.ids), each.truncated
             finished += len(chosen)
             context.report(finished / len(rows), f"{name}: {finished} of {len(rows)} texts")
-        return Answers(numbers, decisions, lengths, [e.truncated for _, e in encoded])
+        return found
 
     def outputs(self, features: list[dict[str, list[int]]]) -> list[dict[str, np.ndarray]]:
         """The outputs for each text of a batch of one length, named and shaped as a lane's."""
@@ -119,9 +123,8 @@ class Original:
         return [{name: value[i : i + 1].numpy() for name, value in named.items()} for i in range(len(features))]
 
 
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The indices of `lengths`, at most BATCH at a time and only equal lengths together, shortest first."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    for _, equal in groupby(order, key=lambda i: lengths[i]):
+def batches(lengths: Mapping[int, int]) -> Iterator[list[int]]:
+    """The keys of `lengths`, at most BATCH at a time and only equal lengths together, shortest first."""
+    for _, equal in groupby(sorted(lengths, key=lambda i: lengths[i]), key=lambda i: lengths[i]):
         while batch := list(islice(equal, BATCH)):
             yield batch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.dataset import Row
+from edgeexport.errors import NoRoom
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
@@ -78,7 +79,11 @@ class Original:
         tokenizer, found = self.tokenizer(max_length), Answers([], [], [], [])
         for number, row in enumerate(rows, 1):
             prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
-            encoded = tokenizer.encode(prefix + row.text, row.text_pair)
+            try:
+                encoded = tokenizer.encode(prefix + row.text, row.text_pair)
+            except NoRoom:
+                found.add_unanswered()
+                continue
             outputs = self.outputs(encoded)
             found.numbers.append(np.asarray(tasks.numbers(self.head, self.text, encoded, outputs), np.float32))
             found.decisions.append(tasks.decision(self.head, self.text, encoded, outputs))

@@ -76,6 +76,10 @@ class DataError(EdgeExportError):
     """A dataset that is missing or has wrong fields."""
 
 
+class NoRoom(DataError):
+    """A question so long that no room is left for the text that holds its answer."""
+
+
 class LineageError(EdgeExportError):
     """Evaluation data that would shape the model it judges."""
 
@@ -130,6 +134,6 @@ class VerdictRefused(EdgeExportError):
 
 def from_dict(data: dict[str, str | None]) -> EdgeExportError:
     """The error that :meth:`EdgeExportError.as_dict` described; an unknown kind becomes a plain one."""
-    kinds = {cls.__name__: cls for cls in EdgeExportError.__subclasses__()}
+    kinds = {cls.__name__: cls for direct in EdgeExportError.__subclasses__() for cls in (direct, *direct.__subclasses__())}
     cls = kinds.get(data.get("kind") or "", EdgeExportError)
     return cls(data.get("what") or "unknown error", why=data.get("why"), hint=data.get("hint"))

@@ -16,6 +16,8 @@ from edgeexport.errors import CheckpointError, NetworkError, OutputError
 from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
 
+# A hub that says nothing for so long is taken for one that can't be reached.
+HUB_SECONDS = 30
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
@@ -134,7 +136,7 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool)
     from huggingface_hub import HfApi, parse_safetensors_file_metadata, snapshot_download
 
     with hub_errors(hub_id):
-        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=HUB_SECONDS)
         siblings = {file.rfilename: file for file in info.siblings or []}
         small = [name for name in siblings if belongs(name, trusted=trusted)]
         # By the name that was asked for: so the client's cache knows offline which commit it stood for.

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeexport.errors import EdgeExportError
+from edgeexport.errors import EdgeExportError, NoRoom
 from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers, read_json_lines
 from edgeexport.session.payload import Payload, Session, TruncationWarning
@@ -33,7 +33,11 @@ def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Ans
     head, spec = session.payload.head, session.payload.spec
     found = Answers([], [], [], [])
     for number, row in enumerate(rows):
-        encoded = session.encode(row["text"], row.get("text_pair"), row.get("role"))
+        try:
+            encoded = session.encode(row["text"], row.get("text_pair"), row.get("role"))
+        except NoRoom:
+            found.add_unanswered()
+            continue
         outputs = session.outputs(encoded)
         found.numbers.append(np.asarray(tasks.numbers(head, spec, encoded, outputs), np.float32))
         found.decisions.append(tasks.decision(head, spec, encoded, outputs))

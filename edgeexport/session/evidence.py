@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+# Only question answering leaves rows unanswered; its numbers are the start's and the end's logit.
+UNANSWERED_WIDTH = 2
+
 
 @dataclass
 class Answers:
@@ -26,6 +29,13 @@ class Answers:
     decisions: list[list[int]]
     tokens: list[int]
     truncated: list[bool]
+
+    def add_unanswered(self) -> None:
+        """A row without an answer: a question that leaves no room for the text that holds it."""
+        self.numbers.append(np.zeros((0, UNANSWERED_WIDTH), np.float32))
+        self.decisions.append([])
+        self.tokens.append(0)
+        self.truncated.append(True)
 
     def save(self, path: Path) -> None:
         """Write one .npz file."""

@@ -104,10 +104,7 @@ class Session:
         if text is None:
             raise DataError("There is no text.")
         prefix = self.payload.spec.query_prefix if role == "query" else self.payload.spec.document_prefix
-        try:
-            return self.tokenizer.encode(prefix + text, pair)
-        except Exception as exc:  # tokenizers raises bare Exception
-            raise DataError("The text cannot be cut to the model's length.", why=str(exc)) from exc
+        return self.tokenizer.encode(prefix + text, pair)
 
     def length_for(self, count: int) -> int:
         """The shortest length of the model that holds `count` tokens."""

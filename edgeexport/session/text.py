@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeexport.errors import NoRoom
+
 
 @dataclass(frozen=True)
 class TextSpec:
@@ -100,8 +102,15 @@ class Tokenizer:
         self._tokenizer.enable_truncation(spec.max_length, strategy=cut)
 
     def encode(self, text: str, pair: str | None = None) -> Encoded:
-        """The tokens of a text or a pair of texts."""
-        encoding = self._tokenizer.encode(text, pair)
+        """The tokens of a text or a pair of texts.
+
+        Raises:
+            NoRoom: it can't be cut to the length.
+        """
+        try:
+            encoding = self._tokenizer.encode(text, pair)
+        except Exception as exc:  # tokenizers raises bare Exception
+            raise NoRoom(f"The text cannot be cut to {self.spec.max_length} tokens.", why=str(exc)) from exc
         return Encoded(
             ids=np.asarray(encoding.ids, np.int64),
             type_ids=np.asarray(encoding.type_ids, np.int64),

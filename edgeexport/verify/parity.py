@@ -75,9 +75,9 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
         how: where the lane was measured.
     """
     figures: dict[str, tuple[str, Callable[[], Estimate | None]]] = {
-        "cosine_p5": ("cosine, 5th percentile", lambda: quantile(cosines(reference, lane), 0.05, -1.0, 1.0)),
+        "cosine_p5": ("cosine, 5th percentile", lambda: _quantile(cosines(reference, lane), 0.05, -1.0, 1.0)),
         "agreement": ("same answer", lambda: agreement(task, reference, lane)),
-        "logit_error_p95": ("logit error, 95th percentile", lambda: quantile(logit_errors(reference, lane), 0.95, 0.0, LARGEST_ERROR)),
+        "logit_error_p95": ("logit error, 95th percentile", lambda: _quantile(logit_errors(reference, lane), 0.95, 0.0, LARGEST_ERROR)),
     }
     checks = []
     for name, (title, compute) in figures.items():
@@ -86,6 +86,10 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
             continue
         estimate = compute()
         if estimate is None:
+            if name == "agreement":  # of a regression there is none
+                continue
+            checks.append(Check(name=f"{title} ({dataset})", group="parity", verdict=Verdict.INCONCLUSIVE, bound=bound, how=how,
+                                note="the model could answer no text at its length"))
             continue
         at_bound = at_most if name == "logit_error_p95" else at_least
         needed = enough(1 - bound) if name == "agreement" and 0 < bound < 1 else enough(0.05)
@@ -95,6 +99,10 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
                             unit="x spread of the logits" if name == "logit_error_p95" else "",
                             note=f"{estimate.n} are too few to prove it, even without any difference; {needed} can" if few else None))
     return checks + finite_checks(dataset, reference, lane, how)
+
+
+def _quantile(values: np.ndarray, q: float, least: float, most: float) -> Estimate | None:
+    return quantile(values, q, least, most) if len(values) else None
 
 
 def finite_checks(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:
@@ -146,15 +154,17 @@ def agreement(task: Task, reference: Answers, lane: Answers) -> Estimate | None:
 def logit_errors(reference: Answers, lane: Answers) -> np.ndarray:
     """Largest difference of a logit of each text, in standard deviations of all the reference's logits: float64 [n].
 
-    At most `LARGEST_ERROR`, which also stands for logits that can't be compared.
+    At most `LARGEST_ERROR`, which also stands for logits that can't be compared. A text without any, such as one whose mask was cut off,
+    does not count.
     """
-    spread = float(np.std(np.concatenate([rows.ravel() for rows in reference.numbers]))) or 1.0
+    logits = np.concatenate([rows.ravel() for rows in reference.numbers])
+    spread = (float(np.std(logits)) if logits.size else 0.0) or 1.0
     found = []
     for a, b in zip(reference.numbers, lane.numbers, strict=True):
         if a.shape != b.shape:
             found.append(LARGEST_ERROR)
-        else:
-            found.append(float(np.abs(a - b).max()) / spread if a.size else 0.0)
+        elif a.size:
+            found.append(float(np.abs(a - b).max()) / spread)
     errors = np.array(found)
     return np.where(errors < LARGEST_ERROR, errors, LARGEST_ERROR)  # so asked, NaN is the largest too
 

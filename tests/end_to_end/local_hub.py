@@ -76,6 +76,7 @@ def serve(models: dict[str, Path], requests: list[str]) -> Iterator[str]:
     finally:
         server.shutdown()
         thread.join()
+        server.server_close()
 
 
 def digest(path: Path) -> str:

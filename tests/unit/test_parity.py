@@ -209,6 +209,20 @@ def test_agreement_counts_equal_decisions_and_for_tokens_equal_labels() -> None:
     assert agreement(Task.TEXT_CLASSIFICATION, of([], []), of([], [])) is None  # a regression decides nothing
 
 
+def test_texts_that_nobody_answers_prove_nothing() -> None:
+    some = answers(Task.QUESTION_ANSWERING, 100)
+    for _ in range(50):
+        some.add_unanswered()
+    found = {check.name: check for check in parity_checks(Task.QUESTION_ANSWERING, "probes", some, some, {}, "here")}
+    assert {check.verdict for check in found.values()} == {PASS}
+    assert {check.figure.n for check in found.values()} == {100}  # type: ignore[union-attr]
+    none = Answers([], [], [], [])
+    for _ in range(50):
+        none.add_unanswered()
+    (check,) = parity_checks(Task.QUESTION_ANSWERING, "probes", none, none, {}, "here")
+    assert check.verdict is Verdict.INCONCLUSIVE
+
+
 def test_the_largest_difference_is_that_of_any_number() -> None:
     reference, lane = answers(Task.FILL_MASK, 5), answers(Task.FILL_MASK, 5)
     lane.numbers[3][0, 7] += 0.25
