@@ -130,16 +130,19 @@ def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labelle
 
 
 def read_texts(path: Path) -> Dataset:
-    """A user's unlabelled texts: one per line, or the field ``text`` of a table.
+    """A user's unlabelled texts: one per line, or the fields ``text`` and ``text_pair``, or ``question`` and ``context``, of a table.
 
     Raises:
         DataError: the file is missing or has no texts.
     """
-    rows = tuple(Row(id=f"texts-{record.number - 1}", text=record.need("text"), text_pair=record.get("text_pair"))
-                 for record in _records(path, {}))
+    rows = []
+    for record in _records(path, {}):
+        asked = record.get("text") is None and record.get("question") is not None
+        text, pair = ("question", "context") if asked else ("text", "text_pair")
+        rows.append(Row(id=f"texts-{record.number - 1}", text=record.need(text), text_pair=record.get(pair)))
     if not rows:
         raise DataError(f"{path} has no texts.")
-    return Dataset(name="texts", rows=rows, origin=str(path))
+    return Dataset(name="texts", rows=tuple(rows), origin=str(path))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

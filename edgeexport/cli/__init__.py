@@ -99,7 +99,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what was finished stays stored", err=True)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # whoever read our output has gone; rich leaves with 1 then, which means fail here
         code = EXIT_ERROR
     except OSError as exc:  # a file or directory that may not be read or written, wherever it is
         error = EdgeExportError(f"Cannot use {exc.filename}." if exc.filename else "A file cannot be used.", why=exc.strerror or str(exc))

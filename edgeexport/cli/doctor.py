@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json
+from edgeexport.errors import StoreError
 from edgeexport.runner import host
 from edgeexport.runner.environment import Environment
 from edgeexport.step import version_of
-from edgeexport.store import Store
+from edgeexport.store import Store, default_root
 
 EXTRAS = {
     "convert": ("torch", "transformers", "optimum", "safetensors", "scipy"),
@@ -36,15 +38,18 @@ def doctor_command(as_json: bool) -> None:
         environment = Environment(lock.stem)
         python, problem = environment.base_python_or_problem()
         runtimes[lock.stem] = {"made": environment.ready, "possible": python is not None, "problem": problem}
-    store = Store()
-    free = shutil.disk_usage(store.root).free
+    root, free, trouble = default_root(), 0, None
+    try:
+        free = shutil.disk_usage(Store().root).free
+    except StoreError as exc:
+        trouble = str(exc)
     machine = {"python": sys.version.split()[0], "isa": host.isa(), "features": host.isa_features(), "cpu": host.cpu_model(),
-               "cores": host.cores(), "memory_mb": host.memory_mb(), "store": str(store.root), "free_bytes": free}
+               "cores": host.cores(), "memory_mb": host.memory_mb(), "store": str(root), "free_bytes": free, "store_problem": trouble}
     if as_json:
         print_json({"machine": machine, "extras": extras, "runtimes": runtimes})
         return
     out.print(f"Python {machine['python']}, {machine['cpu']} ({machine['isa']}), {machine['cores']} cores, {host.memory_mb():,} MB memory")
-    out.print(f"store {store.root}, {megabytes(free)} free\n", soft_wrap=True)
+    out.print(f"[red]{escape(trouble)}[/]\n" if trouble else f"store {root}, {megabytes(free)} free\n", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("extra")
     table.add_column("packages")

@@ -72,6 +72,7 @@ class LiveProgress:
                 self._running.pop(event.node, None)
                 self._stored += event.what == "cached"
         if event.what in {"finished", "reused"}:
+            self._live.refresh()  # else the step is drawn once more as running, below the line that says it has ended
             self._live.console.print(ended(event), soft_wrap=True)
 
     def _table(self) -> Table:

@@ -94,6 +94,12 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> No
     assert "has no rows" in refused(write(tmp_path / name, content)).what
 
 
+def test_questions_and_contexts_are_texts_too(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"question": "who?", "context": "A man."}\n{"text": "a", "context": "of no matter"}\n', encoding="utf-8")
+    assert [(row.text, row.text_pair) for row in read_texts(path).rows] == [("who?", "A man."), ("a", None)]
+
+
 def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no texts"):
         read_texts(write(tmp_path / "a.txt", "\n  \n"))
