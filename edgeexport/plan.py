@@ -245,11 +245,12 @@ def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, ch
     common = {"variant": variant, "runtime": lane.runtime, "stand_in": lane.verified_by, "agent": host.agent,
               "environment": host.environments[lane.verified_by]}
     datasets = {name: f"@{name}" for name in resolved.judging}
-    answers = graph.must(f"measure_answers[{lane.runtime}: {variant}]",
-                         make_step("measure_answers", **common, datasets=tuple(datasets), isa=host.isa), {"payload": payload, **datasets})
-    speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
-                       make_step("measure_speed", **common, lengths=buckets(resolved), host=host.fingerprint), {"payload": payload}, alone=True)
     inspection = graph.must(f"inspect_model[{variant}]", make_step("inspect_model", variant=variant), {"payload": payload})
+    measured = {"payload": payload, "inspection": inspection}
+    answers = graph.must(f"measure_answers[{lane.runtime}: {variant}]",
+                         make_step("measure_answers", **common, datasets=tuple(datasets), isa=host.isa), {**measured, **datasets})
+    speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
+                       make_step("measure_speed", **common, lengths=buckets(resolved), host=host.fingerprint), measured, alone=True)
     return LanePlan(target, lane, variant, payload, answers, speed, inspection)
 
 

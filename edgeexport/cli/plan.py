@@ -56,7 +56,7 @@ def plan_data(plan: Plan, store: Store, found: set[str], missing: set[str]) -> d
     return {
         "nodes": nodes,
         "lanes": [{"target": lane.target.name, "lane": lane.lane.name, "variant": lane.variant, "ends": [
-            node for node in (lane.answers, lane.speed, lane.inspection) if node], "not_offered": lane.refusal.reason if lane.refusal else None}
+            node for node in (lane.answers, lane.speed) if node], "not_offered": lane.refusal.reason if lane.refusal else None}
             for lane in plan.lanes],
         "predicted": {
             "steps": len(to_run),

@@ -15,7 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from edgeexport.artifact import Model
-from edgeexport.errors import RuntimeUnavailable, TargetError, UnknownName
+from edgeexport.errors import RuntimeUnavailable, StepFailed, TargetError, UnknownName
 from edgeexport.inspection.model import ModelReport, OperatorUse
 from edgeexport.target import Format
 from edgeexport.toml_file import read_toml
@@ -97,8 +97,28 @@ def oldest_admitted(specifier: str) -> str:
     return str(max(ends))
 
 
-def problems(report: ModelReport, runtime: str, version: str) -> list[str]:
+def require_runnable(inspection: Path, stand_in: str) -> None:
+    """Refuse a model file before it is run in a stand-in that does not have what it asks for.
+
+    Args:
+        inspection: what was found in the file.
+        stand_in: ``name==version``.
+
+    Raises:
+        StepFailed: says what is missing.
+    """
+    runtime, _, version = stand_in.partition("==")
+    report = ModelReport.model_validate_json(inspection.read_text(encoding="utf-8"))
+    found = problems(report, runtime, version, wrong=False)
+    if found:
+        raise StepFailed(f"{stand_in} cannot run {report.file}.", why="; ".join(found[:3]),
+                         hint="choose another precision or a lower export.opset, or a stand-in and device with a newer runtime")
+
+
+def problems(report: ModelReport, runtime: str, version: str, *, wrong: bool = True) -> list[str]:
     """What a model asks for and a runtime of that version does not have, one plain sentence each; empty where it should load.
+
+    With `wrong`, also what it has and is known to compute wrongly.
 
     A version that is not in the table is taken for the highest known one at or below it: what a runtime has, later versions keep.
 
@@ -118,7 +138,11 @@ def problems(report: ModelReport, runtime: str, version: str) -> list[str]:
         return [f"nothing is known of {runtime} {version}: the oldest known version is {next(iter(table.versions))}"]
     has = table.versions[at_or_below[-1]]
     name = f"{runtime} {version}"
-    found = [*_file_problems(report, has, name), *(text for use in report.operators for text in _operator_problems(use, report, has, name))]
+    found = [*_file_problems(report, has, name)]
+    for use in report.operators:
+        found += _operator_problems(use, report, has, name)
+        if wrong and use.per_channel and not use.custom and use.name in has.wrong_per_channel:
+            found.append(f"{use.name} with INT8 weights of one scale per channel gives wrong answers in {name}")
     return list(dict.fromkeys(found))  # an operator that computes in two ways is listed twice
 
 
@@ -138,8 +162,6 @@ def _operator_problems(use: OperatorUse, report: ModelReport, has: Capability, n
         if has.custom is not None and use.name not in has.custom:
             yield f"custom operator {use.name} is not in {name}"
         return
-    if use.per_channel and use.name in has.wrong_per_channel:
-        yield f"{use.name} with INT8 weights of one scale per channel gives wrong answers in {name}"
     if report.format == "tflite":
         versions = has.operators.get(use.name)
         if versions is None:

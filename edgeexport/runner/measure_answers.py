@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.dataset import ROWS_FILE
+from edgeexport.inspection.inspect_model import INSPECTION_FILE
+from edgeexport.runner.compatibility import require_runnable
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import run_job
 from edgeexport.step import Context, Refusal, Step, View
@@ -28,7 +30,8 @@ class MeasureAnswers(Step):
     """
 
     name: ClassVar[str] = "measure_answers"
-    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD})}
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD}),
+                                                                 "inspection": frozenset({Kind.EVIDENCE})}
     seconds_guess: ClassVar[float] = 20.0
 
     variant: str
@@ -46,7 +49,8 @@ class MeasureAnswers(Step):
         return Spec(kind=Kind.EVIDENCE, task=payload.task, precision=payload.precision)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
-        """Have the agent answer."""
+        """Check that the runtime has what the file asks for, and have the agent answer."""
+        require_runnable(inputs["inspection"].path / INSPECTION_FILE, self.stand_in)
         run_job(Environment(self.stand_in), {
             "do": "answers", "payload": str(inputs["payload"].path), "variant": self.variant, "runtime": self.runtime,
             "threads": self.threads, "datasets": {name: str(inputs[name].path / ROWS_FILE) for name in self.datasets}}, out, context)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.inspection.inspect_model import INSPECTION_FILE
+from edgeexport.runner.compatibility import require_runnable
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import run_job
 from edgeexport.step import Context, Refusal, Step, View
@@ -31,7 +33,8 @@ class MeasureSpeed(Step):
     """
 
     name: ClassVar[str] = "measure_speed"
-    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD})}
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD}),
+                                                                 "inspection": frozenset({Kind.EVIDENCE})}
     seconds_guess: ClassVar[float] = 8.0
 
     variant: str
@@ -50,7 +53,8 @@ class MeasureSpeed(Step):
         return Spec(kind=Kind.EVIDENCE, task=payload.task, precision=payload.precision)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
-        """Have the agent measure."""
+        """Check that the runtime has what the file asks for, and have the agent measure."""
+        require_runnable(inputs["inspection"].path / INSPECTION_FILE, self.stand_in)
         found = run_job(Environment(self.stand_in), {
             "do": "speed", "payload": str(inputs["payload"].path), "variant": self.variant, "runtime": self.runtime,
             "threads": self.threads, "lengths": list(self.lengths), "rounds": self.rounds}, out, context)

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from edgeexport.errors import RuntimeUnavailable, TargetError, UnknownName
+from edgeexport.artifact import Kind, Spec
+from edgeexport.catalog import make_step
+from edgeexport.errors import RuntimeUnavailable, StepFailed, TargetError, UnknownName
 from edgeexport.inspection.model import ModelReport, OperatorUse
 from edgeexport.runner import compatibility
 from edgeexport.runner.compatibility import known, oldest_admitted, problems
+from edgeexport.step import Context, View
 
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
 
@@ -52,6 +55,27 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 ])
 def test_opsets_and_ir_versions(version: str, facts: dict[str, Any], expected: list[str]) -> None:
     assert problems(report("onnx", **facts), "onnxruntime", version) == expected
+
+
+def test_a_file_that_the_stand_in_lacks_operators_for_is_not_run(tmp_path: Path) -> None:
+    """The measuring steps refuse it before there is an environment or a process."""
+    for facts, said in (({"opsets": {"ai.onnx": 99}}, "opset 99 is newer than onnxruntime 1.31.1's 26"),
+                        ({"opsets": {"ai.onnx": 18}, "ir_version": 99}, "IR version 99")):
+        (tmp_path / "inspection.json").write_text(report("onnx", **facts).model_dump_json(), encoding="utf-8")
+        inputs = {"payload": View(tmp_path / "nothing", Spec(kind=Kind.PAYLOAD)), "inspection": View(tmp_path, Spec(kind=Kind.EVIDENCE))}
+        common = {"variant": "v", "runtime": "onnxruntime", "stand_in": "onnxruntime==1.31.1", "agent": "a", "environment": "e"}
+        for step in (make_step("measure_answers", **common, datasets=(), isa=()), make_step("measure_speed", **common, lengths=(), host="h")):
+            with pytest.raises(StepFailed) as caught:
+                step.run(inputs, tmp_path / "out", Context(tmp_path))
+            assert "onnxruntime==1.31.1 cannot run model" in caught.value.what
+            assert said in str(caught.value.why)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_only_computed_wrongly_is_run_and_shown() -> None:
+    wrong = report("tflite", operator("FULLY_CONNECTED", 4, per_channel=True))
+    assert any("gives wrong answers" in problem for problem in problems(wrong, "tflite-runtime", "2.14.0"))
+    assert problems(wrong, "tflite-runtime", "2.14.0", wrong=False) == []
 
 
 @pytest.mark.parametrize(("version", "name", "found"), [
