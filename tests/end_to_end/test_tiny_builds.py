@@ -51,8 +51,10 @@ def wait_until_quiet(cli: Cli) -> list[str]:
 
 
 def start(cli: Cli) -> subprocess.Popen[str]:
+    """A build as from a terminal: what a shell starts in the background ignores Ctrl-C, and so would its children."""
     return subprocess.Popen(cli.command("build", "--target", "linux-x86_64", "--json"), cwd=cli.directory, env=cli.environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_for_step(cli: Cli, step: str) -> None:

@@ -272,7 +272,8 @@ def test_a_failure_stops_the_others_and_what_is_finished_stays(store: Store, tmp
 def build_that_hangs(store: Store) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A real `edgeexport build` in a session of its own; and the process id of its third step, which hangs."""
     with subprocess.Popen([sys.executable, str(Path(fake_build.__file__)), "build", str(store.root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, start_new_session=True) as process:
+                          text=True, start_new_session=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
