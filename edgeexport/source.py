@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from edgeexport.store import Store
 
 # A hub that says nothing for so long is taken for one that can't be reached.
 HUB_SECONDS = 30
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 class Leaf(Model):
@@ -124,11 +122,23 @@ def local_path(source: str, base: Path) -> Path | None:
         return Path(spec.submodule_search_locations[0]) / inside
     # Path's own expanduser raises over a user that there is not.
     path = base / os.path.expanduser(source)  # noqa: PTH111
-    if path.exists():
+    if source and path.exists():
         return path
-    if HUB_ID.fullmatch(source) and not source.endswith((".toml", ".safetensors")):
+    if is_hub_id(source) and not source.endswith((".toml", ".safetensors")):
         return None
     raise CheckpointError(f"There is no checkpoint at {source}.", why="it is neither a directory nor of the form of a hub id (owner/name)")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a hub could have a model of that name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool) -> tuple[Checkpoint, Leaf]:

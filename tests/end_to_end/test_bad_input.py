@@ -136,6 +136,11 @@ def test_no_network_says_how_to_use_a_local_copy(cli: Cli) -> None:
     assert "local copy" in ran.err
 
 
+@pytest.mark.parametrize("name", ["a--b", "x/y..z", "a/b/c", ""])
+def test_a_name_that_no_hub_can_have(cli: Cli, name: str) -> None:
+    assert f"There is no checkpoint at {name}." in fails(cli, "plan", name, "--target", "linux-x86_64")
+
+
 def test_evaluation_data_with_wrong_fields(cli: Cli, model: Path) -> None:
     (cli.directory / "data.csv").write_text(f"sentence,label\nhello,{CLASSES[0]}\n")
     (cli.directory / "edgeexport.toml").write_text(
