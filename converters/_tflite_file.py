@@ -163,6 +163,7 @@ class _SharedQuantization:
         self._table, self._written = table, written
 
     def Pack(self, builder: Any) -> int:  # the name that the generated code calls
+        """Write the table, or find it written; returns its offset."""
         from ai_edge_litert import schema_py_generated as schema
 
         table = self._table

@@ -13,7 +13,7 @@ from edgeexport.resolve import Resolved, resolve
 from edgeexport.runner import host
 from edgeexport.runner.agent_archive import agent_digest
 from edgeexport.runner.environment import Environment
-from edgeexport.session.payload import FORMATS, RUNTIMES
+from edgeexport.session.payload import RUNTIMES
 from edgeexport.store import Store
 from edgeexport.target import Target, load_target, target_names
 from edgeexport.verify.parity import check_names
@@ -62,8 +62,9 @@ def check_lanes(recipe: Recipe, targets: Sequence[Target]) -> None:
         for lane in target.lanes:
             if lane.runtime not in RUNTIMES:
                 raise UnknownName.among(f"runtime of the lane '{lane.name}' of {target.name}", lane.runtime, RUNTIMES)
-            if FORMATS[lane.runtime] != lane.format:
-                raise TargetError(f"The lane '{lane.name}' of {target.name} is {lane.format}, and {lane.runtime} runs {FORMATS[lane.runtime]}.")
+            runs = RUNTIMES[lane.runtime].format
+            if runs != lane.format:
+                raise TargetError(f"The lane '{lane.name}' of {target.name} is {lane.format}, and {lane.runtime} runs {runs}.")
     if recipe.precision.lanes:
         known = {lane.name for target in (*targets, *map(load_target, target_names())) for lane in target.lanes}
         for name in recipe.precision.lanes:

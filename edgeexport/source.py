@@ -132,7 +132,7 @@ def local_path(source: str, base: Path) -> Path | None:
 def is_hub_id(name: str) -> bool:
     """Whether a hub could have a model of that name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)

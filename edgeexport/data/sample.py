@@ -23,7 +23,9 @@ def main() -> None:
     try:
         bundle = Bundle.open(HERE)
         print(f"lane: {bundle.lane}")
-        print(bundle.run(*sys.argv[1:3]))
+        answer = bundle.run(*sys.argv[1:3])
+        # An embedder answers with an array: a vector, or one for each token.
+        print(f"array of shape {answer.shape}, starting with {answer.ravel()[:4]}" if hasattr(answer, "shape") else answer)
     except EdgeExportError as exc:
         sys.exit(f"error: {exc}")
 

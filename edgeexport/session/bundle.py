@@ -77,7 +77,7 @@ class Bundle:
         if self._lane is not None:
             return self._lane
         for name, entry in self.lanes.items():
-            if importlib.util.find_spec(RUNTIMES[entry["runtime"]][0].partition(".")[0]) is not None:
+            if importlib.util.find_spec(RUNTIMES[entry["runtime"]].module.partition(".")[0]) is not None:
                 return name
         wanted = sorted({str(entry["runtime"]) for entry in self.lanes.values()})
         raise RuntimeUnavailable("No runtime of this bundle is installed here.", hint=f"pip install {' or '.join(wanted)}")

@@ -6,8 +6,9 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,19 +20,6 @@ from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
 
 PAYLOAD_FILE = "payload.json"
 
-# Runtime → the module that must be importable, and how a model is loaded with it.
-RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Any]]] = {
-    "onnxruntime": ("onnxruntime", OnnxModel),
-    "ai-edge-litert": ("ai_edge_litert.interpreter", lambda path, threads: TfliteModel(path, threads, "ai_edge_litert.interpreter")),
-    "tflite-runtime": ("tflite_runtime.interpreter", lambda path, threads: TfliteModel(path, threads, "tflite_runtime.interpreter")),
-}
-
-FORMATS = {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
-
-
-class TruncationWarning(UserWarning):
-    """A text was longer than the model reads, and was cut."""
-
 
 class LoadedModel(Protocol):
     """A model in a runtime."""
@@ -40,6 +28,36 @@ class LoadedModel(Protocol):
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
+
+
+class Runtime(NamedTuple):
+    """A runtime that a session can use.
+
+    Attributes:
+        format: of the files that it runs.
+        module: what must be importable.
+        load: makes a model of a file and a number of threads.
+    """
+
+    format: str
+    module: str
+    load: Callable[[Path, int], LoadedModel]
+
+
+def _tflite(module: str) -> Runtime:
+    return Runtime("tflite", module, partial(TfliteModel, module=module))
+
+
+# By the distribution's name.
+RUNTIMES = {
+    "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel),
+    "ai-edge-litert": _tflite("ai_edge_litert.interpreter"),
+    "tflite-runtime": _tflite("tflite_runtime.interpreter"),
+}
+
+
+class TruncationWarning(UserWarning):
+    """A text was longer than the model reads, and was cut."""
 
 
 class Payload:
@@ -87,14 +105,14 @@ class Session:
         Raises:
             RuntimeUnavailable: the runtime is not installed here.
         """
-        module, load = RUNTIMES[runtime]
+        chosen = RUNTIMES[runtime]
         try:
-            importlib.import_module(module)
+            importlib.import_module(chosen.module)
         except ImportError as exc:
             raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
         self.payload = payload
         self.tokenizer = payload.tokenizer()
-        self.model: LoadedModel = load(payload.model_path(variant), threads)
+        self.model = chosen.load(payload.model_path(variant), threads)
 
     def encode(self, text: str, pair: str | None = None, role: str | None = None) -> Encoded:
         """The tokens of a text, with the prefix of its role."""

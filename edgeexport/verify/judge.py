@@ -114,6 +114,7 @@ def budget_checks(question: Question, target: Target, size: int, speed: Mapping[
     checks = []
 
     def limit(name: str, title: str, value: float | None, unit: str, where: str | None, note: str | None = None) -> None:
+        """Check a figure against the recipe's limit, else the target's, if either has one."""
         bound = getattr(own, name) if getattr(own, name) is not None else getattr(device, name)
         if bound is None:
             return

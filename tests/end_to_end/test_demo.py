@@ -102,8 +102,14 @@ def test_the_sample_runs_with_nothing_but_the_runtime(bundle: Path, lane: str) -
     assert f"lane: {lane}" in done.stdout
     # Without it tflite-runtime gives the same answers, three times slower.
     assert ("XNNPACK delegate" in done.stderr) == (lane != "onnx")
-    vector = np.array([float(value) for value in done.stdout.split("[", 1)[1].rstrip("]\n ").split()])
+    code = "import json, sys; sys.path.insert(0, sys.argv[1] + '/session.pyz'); from edgeexport.session import Bundle\n" \
+           "print(json.dumps(Bundle.open(sys.argv[1]).run('where is my parcel').tolist()))"
+    whole = subprocess.run([str(python), "-I", "-c", code, str(bundle)], capture_output=True, text=True, check=True)
+    vector = np.array(json.loads(whole.stdout))
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-3)
+    assert "array of shape (384,)" in done.stdout
+    shown = [float(value) for value in done.stdout.rpartition("[")[2].rstrip("]\n ").split()]
+    assert shown == pytest.approx(vector[:4], abs=1e-6)
 
 
 def test_verify_needs_no_torch_and_notices_a_changed_weight(demo: tuple[Cli, dict], bundle: Path, tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
+from command_line import Ran
 from fake_bundle import make_bundle, report_of
 from fake_steps import Write, plan_of
 
@@ -31,19 +30,6 @@ from edgeexport.store import Entry, Run, Store
 from edgeexport.verify.check import Verdict
 
 RECIPE = 'schema = 1\nname = "mine"\n[model]\nsource = "some/model"\nmax_length = 32\n'
-
-
-@dataclass
-class Ran:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 Edgeexport = Callable[..., Ran]
