@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import importlib.resources
 import json
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -28,13 +25,12 @@ from edgeexport.runner.agent_archive import EPOCH, agent_archive
 from edgeexport.session.bundle import MANIFEST_FILE
 from edgeexport.session.evidence import Answers
 from edgeexport.session.payload import PAYLOAD_FILE
+from edgeexport.take_place import take_place
 from edgeexport.verify.check import Verdict
 
 GOLDEN_ROWS = "golden/rows.jsonl"
 INSPECTIONS = "inspection"
 GOLDEN_REFERENCE = "golden/reference.npz"
-# <fcntl.h>, <linux/fs.h>
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # What the payload's digest is made of: no measurement, no report.
 PAYLOAD_PARTS = (PAYLOAD_FILE, "text/", "variants/", "licences/")
 # What may become a directory of a registry: it leads nowhere else.
@@ -117,51 +113,6 @@ def new_bundle(destination: Path) -> Iterator[Path]:
         # What copies trees raises one error with a list of them.
         why = str(exc.args[0][0][2]) if isinstance(exc, shutil.Error) else exc.strerror or str(exc)
         raise OutputError(f"Cannot write {destination}.", why=why, hint="free some space, or choose another place") from exc
-
-
-def take_place(place: Path, destination: Path) -> None:
-    """Rename a directory to `destination`; what is there already comes to be at `place`. At no moment is there nothing.
-
-    On a system or file system that cannot exchange two names at once there is such a moment, between two renames.
-    """
-    while True:
-        try:
-            place.rename(destination)  # also over an empty directory
-            return
-        except OSError as exc:
-            if exc.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
-        with contextlib.suppress(FileNotFoundError):  # it vanished meanwhile: the next turn renames
-            if exchange(place, destination):
-                return
-            old = place.with_name(f"{place.name}-old")
-            destination.rename(old)
-            try:
-                place.rename(destination)
-            except BaseException:
-                old.rename(destination)
-                raise
-            old.rename(place)
-            return
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two directories in one step; whether this system and file system can.
-
-    Source: renameat2(2), RENAME_EXCHANGE.
-
-    Raises:
-        OSError: it can, and failed.
-    """
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if renameat2 is None:
-        return False
-    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.EINVAL, errno.ENOSYS}:
-        return False
-    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def require_writable(destination: Path) -> None:

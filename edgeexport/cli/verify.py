@@ -54,7 +54,7 @@ def verify_command(bundle: Path, lanes: tuple[str, ...], source: str | None, dat
         return EXIT_CODES[found.verdict]
     out.print(f"[bold]{found.name}[/] for {found.target}: {found.files} files are what was sealed, payload {found.payload[:12]}")
     table = Table(box=None, pad_edge=False)
-    for column in ("lane", "golden vectors", "distance", "allowed", "to the original", "run in"):
+    for column in ("lane", "golden", "distance", "allowed", "to original", "run in"):
         table.add_column(column)
     for lane in found.lanes:
         if lane.distance is None:

@@ -26,13 +26,11 @@ from edgeexport.bundle import (
     Manifest,
     Margins,
     check_files,
-    exchange,
     new_bundle,
     opened,
     payload_digest,
     read_inspections,
     read_manifest,
-    take_place,
     write_archive,
 )
 from edgeexport.errors import BundleError, CheckpointError, OutputError
@@ -241,32 +239,12 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(sealed
             raise OSError(5, "Input/output error")
         return rename(source, target)
 
-    monkeypatch.setattr("edgeexport.bundle.exchange", lambda one, other: False)  # a file system that can't
+    monkeypatch.setattr("edgeexport.take_place.exchange", lambda one, other: False)  # a file system that can't
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OutputError), new_bundle(sealed) as fresh:
         (fresh / "manifest.json").touch()
     assert everything(sealed) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "scratch"]
-
-
-@pytest.mark.parametrize("can", [True, False])
-def test_one_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for path in (one, other):
-        path.mkdir()
-        (path / "name").write_text(path.name)
-    if can:
-        assert exchange(one, other)
-        assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
-        with pytest.raises(FileNotFoundError):
-            exchange(one, tmp_path / "none")
-        exchange(one, other)
-    else:
-        monkeypatch.setattr("edgeexport.bundle.exchange", lambda one, other: False)
-    take_place(one, other)
-    assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
-    take_place(one, tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other"]
 
 
 def test_at_no_moment_is_there_no_bundle(sealed: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ HEAVY = ("torch", "tensorflow", "onnx", "onnxruntime", "transformers", "ai_edge_
 
 # Bottom up: a module imports what stands before it, and within a package its siblings.
 LAYERS = (
-    "errors", "session", "data",
+    "errors", "session", "data", "take_place",
     "artifact", "toml_file", "policy", "target", "recipe",
     "saved_model_signature", "checkpoint", "saved_model", "store", "source",
     "step", "catalog", "dataset", "probes", "resolve", "plan",
