@@ -16,11 +16,9 @@ from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, 
 from edgeexport.prepare import Prepared, prepare
 from edgeexport.recipe import DataFile, recipe_for
 from edgeexport.runner import host
-from edgeexport.runner.environment import Environment
-from edgeexport.runner.local import run_job
+from edgeexport.runner.local import run_lane
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
-from edgeexport.step import Context
 from edgeexport.store import Store
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.judge import lane_metrics, relative_distances
@@ -102,11 +100,9 @@ def verify_lane(place: Path, name: str, lane: ManifestLane, report: Callable[[st
     """Run a lane's golden vectors in its stand-in here, and compare with what it answered when it was built."""
     report(f"{name}: golden vectors")
     with tempfile.TemporaryDirectory(prefix="edgeexport-verify-") as scratch:
-        context = Context(Path(scratch), report=lambda fraction, message: report(f"{name}: {message}"))
         try:
-            run_job(Environment(lane.verified_by), {
-                "do": "answers", "payload": str(place.absolute()), "variant": lane.variant, "runtime": lane.runtime, "threads": 1,
-                "datasets": {"golden": str((place / GOLDEN_ROWS).absolute())}}, Path(scratch) / "out", context)
+            run_lane(place, lane, {"do": "answers", "datasets": {"golden": str((place / GOLDEN_ROWS).absolute())}}, Path(scratch),
+                     lambda message: report(f"{name}: {message}"))
         except EdgeExportError as exc:
             runs_here = not isinstance(exc, (RuntimeUnavailable, UnknownName))
             return GoldenResult(lane=name, verdict=Verdict.FAIL if runs_here else None, problem=f"{exc.what} {exc.why or ''}".strip())
@@ -188,11 +184,8 @@ def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -
     with tempfile.TemporaryDirectory(prefix="edgeexport-verify-") as scratch:
         leaves = prepared.resolved.leaves
         paths = {name: str(store.view(leaves[name].artifact.tree, Path(scratch) / name) / ROWS_FILE) for name in prepared.resolved.judging}
-        out = Path(scratch) / "out"
-        run_job(Environment(lane.verified_by), {
-            "do": "answers", "payload": str(place.absolute()), "variant": lane.variant, "runtime": lane.runtime, "threads": 1,
-            "datasets": paths}, out, Context(Path(scratch)))
-        return {name: Answers.load(out / f"{name}.npz") for name in paths}
+        run_lane(place, lane, {"do": "answers", "datasets": paths}, Path(scratch), lambda message: None)
+        return {name: Answers.load(Path(scratch) / "out" / f"{name}.npz") for name in paths}
 
 
 def _compare(name: str, lane: ManifestLane, prepared: Prepared, margins: Margins, reference: dict[str, Answers],

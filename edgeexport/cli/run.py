@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.markup import escape
 
-from edgeexport.bundle import check_files, read_manifest
+from edgeexport.bundle import ManifestLane, check_files, read_manifest
 from edgeexport.cli.terminal import err, json_option, out, print_json
 from edgeexport.errors import RuntimeUnavailable
-from edgeexport.runner.environment import Environment
-from edgeexport.runner.local import run_job
+from edgeexport.runner.local import run_lane
 from edgeexport.session import Bundle
 from edgeexport.session.agent import run_texts
-from edgeexport.step import Context
 
 
 @click.command("run")
@@ -33,11 +31,13 @@ def run_command(bundle: Path, texts: tuple[str, ...], lane: str | None, context:
     Where the lane's runtime is not installed, it runs in the environment in which the lane was verified; that is made on first use.
     """
     opened = Bundle.open(bundle, lane=lane, threads=threads)
-    check_files(opened.directory, read_manifest(opened.directory))
+    manifest = read_manifest(opened.directory)
+    check_files(opened.directory, manifest)
     try:
         name, results = opened.lane, run_texts(opened.session, list(texts), context)
     except RuntimeUnavailable:
-        name, results = run_in_environment(opened, [lane] if lane else list(opened.lanes), texts, context, threads)
+        lanes = {lane: manifest.lanes[lane]} if lane else manifest.lanes
+        name, results = run_in_environment(opened.directory, lanes, {"do": "texts", "texts": list(texts), "pair": context, "threads": threads})
     if as_json:
         print_json({"lane": name, "results": results})
         return
@@ -50,30 +50,20 @@ def run_command(bundle: Path, texts: tuple[str, ...], lane: str | None, context:
         out.print(shown(result["answer"]), markup=False)
 
 
-def run_in_environment(bundle: Bundle, lanes: Sequence[str], texts: Sequence[str], pair: str | None,
-                       threads: int) -> tuple[str, list[dict[str, Any]]]:
+def run_in_environment(place: Path, lanes: Mapping[str, ManifestLane], job: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """The first of the lanes whose environment can be made, and its answers.
 
     Raises:
         RuntimeUnavailable: none can.
     """
     problem = RuntimeUnavailable("The bundle has no lane.")
-    for name in lanes:
-        job = {"do": "texts", "payload": str(bundle.directory.absolute()), "variant": bundle.lanes[name]["variant"],
-               "runtime": bundle.lanes[name]["runtime"], "threads": threads, "texts": list(texts), "pair": pair}
-        try:
-            return name, answers(Environment(bundle.lanes[name]["verified_by"]), job)
-        except RuntimeUnavailable as exc:
-            problem = exc
+    for name, lane in lanes.items():
+        with tempfile.TemporaryDirectory(prefix="edgeexport-run-") as scratch, err.status(f"running in {lane.verified_by}") as status:
+            try:
+                return name, run_lane(place, lane, job, Path(scratch), status.update)["results"]
+            except RuntimeUnavailable as exc:
+                problem = exc
     raise problem
-
-
-def answers(environment: Environment, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an environment answers to a job's texts."""
-    with tempfile.TemporaryDirectory(prefix="edgeexport-run-") as scratch, err.status(f"running in {environment.stand_in}") as status:
-        context = Context(Path(scratch), report=lambda fraction, message: status.update(message))
-        results: list[dict[str, Any]] = run_job(environment, job, Path(scratch) / "out", context)["results"]
-    return results
 
 
 def shown(answer: Any) -> str:

@@ -5,13 +5,48 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgeexport.errors import StepFailed, from_dict
 from edgeexport.runner.agent_archive import agent_archive
 from edgeexport.runner.environment import Environment
 from edgeexport.step import Context
+
+
+class VerifiedLane(Protocol):
+    """What a bundle's manifest says of a lane, as far as running it goes."""
+
+    @property
+    def variant(self) -> str:
+        """Which variant it runs."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name."""
+
+    @property
+    def verified_by(self) -> str:
+        """The stand-in that it was verified in."""
+
+
+def run_lane(bundle: Path, lane: VerifiedLane, job: dict[str, Any], scratch: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run a job on a lane of a bundle, in the environment that verified it, and return its result.
+
+    Args:
+        bundle: the bundle's directory.
+        lane: the lane.
+        job: what to do; the lane, and one thread where it names no number, are added.
+        scratch: an empty directory; the agent's files come to be in its ``out``.
+        report: gets the progress.
+
+    Raises:
+        EdgeExportError: as :func:`run_job`.
+    """
+    whole = {"payload": str(bundle.absolute()), "variant": lane.variant, "runtime": lane.runtime, "threads": 1} | job
+    context = Context(scratch, report=lambda fraction, message: report(message))
+    return run_job(Environment(lane.verified_by), whole, scratch / "out", context)
 
 
 def run_job(environment: Environment, job: dict[str, Any], out: Path, context: Context) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from fake_bundle import answers, make_bundle
 
-from edgeexport import verify_bundle as module
 from edgeexport.errors import BundleError, RuntimeUnavailable, StepFailed, UnknownName
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Verdict
@@ -29,7 +28,7 @@ def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable[[str]
         out.mkdir()
         here(job["runtime"]).save(out / "golden.npz")
 
-    monkeypatch.setattr(module, "run_job", run_job)
+    monkeypatch.setattr("edgeexport.runner.local.run_job", run_job)
     make_bundle(tmp_path / "bundle", tmp_path / "scratch", {"onnx": recorded, "litert": PASS})
     found = verify_bundle(tmp_path / "bundle", lanes, lambda message: None)
     json.dumps(found.model_dump(mode="json"), allow_nan=False)  # raises where a figure is no number
@@ -103,7 +102,7 @@ def test_golden_vectors_do_not_make_good_what_was_sealed_as_not_proven(tmp_path:
 def test_a_damaged_bundle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(tmp_path / "bundle", tmp_path / "scratch")
     (tmp_path / "bundle" / "variants" / "onnx-dynamic-int8" / "model.onnx").write_bytes(b"evil")
-    monkeypatch.setattr(module, "run_job", lambda *args: pytest.fail("was run"))
+    monkeypatch.setattr("edgeexport.runner.local.run_job", lambda *args: pytest.fail("was run"))
     with pytest.raises(BundleError):
         verify_bundle(tmp_path / "bundle", [], lambda message: None)
 
