@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport import bundle
+from edgeexport.errors import EdgeExportError
 from edgeexport.inspection.inspect_model import INSPECTION_FILE
 from edgeexport.inspection.model import ModelReport
 from edgeexport.plan import LanePlan
@@ -22,6 +23,7 @@ from edgeexport.runner.compatibility import oldest_admitted, problems
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers, untruncated
+from edgeexport.step import Refusal
 from edgeexport.store import Entry
 from edgeexport.target import Target
 from edgeexport.verify.check import Verdict, together
@@ -61,7 +63,17 @@ def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event],
         scheduler = Scheduler(prepared.plan, prepared.store, limits, tell)
         entries = scheduler.run(prepared.plan.wanted)
         evidence = _Evidence(prepared, entries)
-        return [_seal(prepared, target, places[target.name], evidence, scheduler.ran) for target in prepared.targets]
+        lanes = [without_failed(lane, scheduler.failed) for lane in prepared.plan.lanes]
+        return [_seal(prepared, target, [lane for lane in lanes if lane.target.name == target.name], places[target.name], evidence, scheduler.ran)
+                for target in prepared.targets]
+
+
+def without_failed(lane: LanePlan, failed: Mapping[str, EdgeExportError]) -> LanePlan:
+    """The lane, or where one of its steps failed, the same as one that is not offered for that reason."""
+    error = next((failed[node] for node in lane.ends if node in failed), None)
+    if error is None:
+        return lane
+    return LanePlan(lane.target, lane.lane, refusal=Refusal(reason=" ".join(filter(None, (error.what, error.why))), hint=error.hint))
 
 
 class _Evidence:
@@ -100,8 +112,7 @@ class _Evidence:
                           problems(model, lane.runtime, oldest_admitted(lane.version)))
 
 
-def _seal(prepared: Prepared, target: Target, destination: Path, evidence: _Evidence, ran: frozenset[str]) -> Built:
-    lanes = [plan for plan in prepared.plan.lanes if plan.target.name == target.name]
+def _seal(prepared: Prepared, target: Target, lanes: Sequence[LanePlan], destination: Path, evidence: _Evidence, ran: frozenset[str]) -> Built:
     report = _report(prepared, target, [evidence.lane(plan) for plan in lanes], evidence, ran)
     offered = [plan for plan in lanes if plan.variant is not None]
     store, recipe = prepared.store, prepared.resolved.recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,11 @@ class LanePlan:
     refusal: Refusal | None = None
     served: bool = True
 
+    @property
+    def ends(self) -> list[str]:
+        """The ids of the nodes whose artifacts a bundle and its verdict are made of; none where it is not offered."""
+        return [node for node in (self.payload, self.answers, self.speed, self.inspection) if node is not None]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -132,8 +137,31 @@ class Plan:
         """The ids of the nodes whose artifacts bundles and verdicts are made of."""
         ends = [self.reference]
         for lane in self.lanes:
-            ends += [node for node in (lane.payload, lane.answers, lane.speed, lane.inspection) if node is not None]
+            ends += lane.ends
         return list(dict.fromkeys(ends))
+
+    @property
+    def dispensable(self) -> frozenset[str]:
+        """The nodes that only optional lanes need: a failure there costs the lane and not the build.
+
+        Where all lanes of a target are optional, none of them is.
+        """
+        with_required = {lane.target.name for lane in self.lanes if lane.lane.required}
+        optional = [lane for lane in self.lanes if not lane.lane.required and lane.target.name in with_required]
+        others = [lane for lane in self.lanes if lane not in optional]
+        return self._with_inputs(node for lane in optional for node in lane.ends) - self._with_inputs(
+            [self.reference, *(node for lane in others for node in lane.ends)])
+
+    def _with_inputs(self, ends: Iterable[str]) -> frozenset[str]:
+        """The nodes and all that they need, directly or not."""
+        found: set[str] = set()
+        open_ids = list(ends)
+        while open_ids:
+            node_id = open_ids.pop()
+            if node_id not in found:
+                found.add(node_id)
+                open_ids += [reference for reference in self.nodes[node_id].inputs.values() if not reference.startswith("@")]
+        return frozenset(found)
 
     def users_of(self, node_id: str) -> list[Node]:
         """The nodes that need a node."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
 from filelock import Timeout
 
-from edgeexport.errors import MissingExtra
+from edgeexport.errors import EdgeExportError, MissingExtra
 from edgeexport.plan import Node, Plan
 from edgeexport.run_step import Cancelled, StepRequest, StoredInput, run_step
 from edgeexport.source import Leaf
@@ -28,14 +28,15 @@ class Event:
 
     Attributes:
         node: the node's id.
-        what: ``cached`` (found in the store), ``reused`` (its inputs' contents did not change), ``started``, ``progress``, ``finished``.
+        what: ``cached`` (found in the store), ``reused`` (its inputs' contents did not change), ``started``, ``progress``, ``finished``,
+            ``failed`` (and can be done without).
         fraction: of a step in progress, where known.
         message: what it is doing.
         entry: of a step that has ended.
     """
 
     node: str
-    what: Literal["cached", "reused", "started", "progress", "finished"]
+    what: Literal["cached", "reused", "started", "progress", "finished", "failed"]
     fraction: float | None = None
     message: str = ""
     entry: Entry | None = None
@@ -123,6 +124,7 @@ class Scheduler:
         self._cancelled = threading.Event()
         self._done: dict[str, Entry] = {}
         self._ran: set[str] = set()
+        self._failed: dict[str, EdgeExportError] = {}
         self._runs = similar_runs(plan, store)
 
     @property
@@ -130,11 +132,16 @@ class Scheduler:
         """The nodes that were run, not found."""
         return frozenset(self._ran)
 
+    @property
+    def failed(self) -> Mapping[str, EdgeExportError]:
+        """The nodes that could be done without and failed, or needed one that did, with its error."""
+        return self._failed
+
     def run(self, wanted: Iterable[str]) -> dict[str, Entry]:
         """Make the wanted nodes' artifacts; returns the entries of all nodes that were used.
 
         Raises:
-            EdgeExportError: a step failed; the others are stopped, and what is finished stays in the store.
+            EdgeExportError: a step failed that can't be done without; the others are stopped, and what is finished stays in the store.
         """
         wanted = list(wanted)
         found, missing = pending(self._plan, wanted, self._store)
@@ -162,7 +169,22 @@ class Scheduler:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 node = running.pop(future)
-                self._done[node.id] = future.result()
+                try:
+                    self._done[node.id] = future.result()
+                except EdgeExportError as exc:
+                    if node.id not in self._plan.dispensable:
+                        raise
+                    self._give_up(node, exc)
+                    waiting = [node_id for node_id in waiting if node_id not in self._failed]
+
+    def _give_up(self, node: Node, error: EdgeExportError) -> None:
+        """Do without a node and all that need it."""
+        self._tell(Event(node.id, "failed", message=f"{error.what} {error.why or ''}".strip()))
+        open_nodes = [node]
+        while open_nodes:
+            given_up = open_nodes.pop()
+            self._failed[given_up.id] = error
+            open_nodes += self._plan.users_of(given_up.id)
 
     def _ready(self, node: Node) -> bool:
         return all(reference.startswith("@") or reference in self._done for reference in node.inputs.values())

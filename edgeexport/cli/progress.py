@@ -39,7 +39,7 @@ class LineProgress:
         """Print what has ended."""
         if event.what == "cached":
             self._stored += 1
-        elif event.what in {"finished", "reused"} and event.entry is not None:
+        elif event.what in {"finished", "reused", "failed"}:
             err.print(ended(event), soft_wrap=True)
 
     def __enter__(self) -> LineProgress:
@@ -71,7 +71,7 @@ class LiveProgress:
             else:
                 self._running.pop(event.node, None)
                 self._stored += event.what == "cached"
-        if event.what in {"finished", "reused"}:
+        if event.what in {"finished", "reused", "failed"}:
             self._live.refresh()  # else the step is drawn once more as running, below the line that says it has ended
             self._live.console.print(ended(event), soft_wrap=True)
 
@@ -102,6 +102,8 @@ def stored(count: int) -> str:
 
 def ended(event: Event) -> str:
     """A line for a step that has ended."""
+    if event.what == "failed":
+        return f"[red]✗[/] {escape(event.node)}  [dim]{escape(event.message)}[/]"
     if event.entry is None:
         return event.node
     if event.what == "reused":

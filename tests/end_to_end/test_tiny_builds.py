@@ -125,6 +125,29 @@ def test_a_step_that_needs_too_much_memory_is_named(cli: Cli, recipe: Callable[.
     assert "--memory-mb" in ran.err
 
 
+def test_an_optional_lane_that_fails_costs_nothing_but_itself(cli: Cli, recipe: Callable[..., None]) -> None:
+    recipe("""[precision.lanes.litert]
+preset = "weight-only-int8"
+overrides = [{match = "op:RSQRT", scheme = "weight-only"}]
+""")
+    shown = cli("targets", "show", "linux-x86_64", "--toml").out
+    (cli.directory / "strict.toml").write_text(shown)
+    lane = shown.index('name = "litert"')
+    (cli.directory / "board.toml").write_text(shown[:lane] + "required = false\n" + shown[lane:])
+    assert cli("build", "--target", "strict.toml").code == 2
+
+    ran = cli("build", "--target", "board.toml", "--json")
+    assert ran.code in {0, 1, 3}, ran.err
+    assert "✗ quantize_tflite" in ran.err
+    report = ran.json["bundles"][0]["report"]
+    by_lane = {lane["lane"]: lane for lane in report["lanes"]}
+    assert by_lane["onnx"]["verdict"] is not None
+    assert by_lane["litert"]["variant"] is None
+    assert "cannot make RSQRT weight-only" in by_lane["litert"]["refusal"]
+    assert cli("verify", ran.json["bundles"][0]["directory"]).code == ran.code
+    assert "litert: not offered" in cli("build", "--target", "board.toml").out
+
+
 def test_labelled_data_and_static_precisions(cli: Cli, recipe: Callable[..., None]) -> None:
     words = [f"w{i}" for i in range(40)]
     rows = ["text,label"] + [f"{' '.join(words[i % 7:i % 7 + 5])} {i},{CLASSES[i % len(CLASSES)]}" for i in range(60)]

@@ -198,6 +198,19 @@ def test_a_key_is_the_digest_of_the_nodes_parts() -> None:
         assert node.parts["inputs"] == inputs
 
 
+def test_only_what_optional_lanes_alone_need_is_dispensable() -> None:
+    plan = make_plan(resolved(), [target(litert={"required": False})], HOST)
+    steps = {plan.nodes[node].step.name for node in plan.dispensable}
+    assert steps == {"export_tflite", "quantize_tflite", "assemble_payload", "inspect_model", "measure_answers", "measure_speed"}
+    assert not any("onnx" in node for node in plan.dispensable)
+    assert make_plan(resolved(), [target()], HOST).dispensable == frozenset()
+    alone = target(litert={"required": False}, onnx={"required": False})
+    assert make_plan(resolved(), [alone], HOST).dispensable == frozenset()
+    # What another target requires is not dispensable, whatever this one says.
+    both = make_plan(resolved(), [target(litert={"required": False}), target("other", ("litert",))], HOST)
+    assert both.dispensable == frozenset()
+
+
 # -- the reference and the data
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fake_build
@@ -22,10 +22,12 @@ from fake_steps import FILE, Needy, RaiseHere, Shout, Slow, Spawn, Write, WriteA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeexport.build import without_failed
 from edgeexport.errors import CheckpointError, MissingExtra
-from edgeexport.plan import Plan
+from edgeexport.plan import LanePlan, Plan
 from edgeexport.schedule import Event, Limits, Scheduler, pending, similar_runs
 from edgeexport.store import Entry, Run, Store
+from edgeexport.target import load_target
 
 ONE = Limits(jobs=1, cores=2, memory_mb=4000)
 TWO = Limits(jobs=2, cores=2, memory_mb=4000)
@@ -266,6 +268,28 @@ def test_a_failure_stops_the_others_and_what_is_finished_stays(store: Store, tmp
     assert watch.nodes("finished") == ["good"]
     assert pending(plan, list(plan.nodes), store)[1] == ["hanging", "bad", "after"]
     assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_failure_that_only_an_optional_lane_needs_costs_that_lane_alone(store: Store, tmp_path: Path) -> None:
+    sign = tmp_path / "at once"
+    sign.touch()
+    board = load_target("raspberrypi5")
+    plan = replace(plan_of({
+        "first": (Write(text="f"), {}), "good": (Write(text="g"), {"given": "first"}),
+        "bad": (RaiseHere(kind="CheckpointError", after=sign), {"given": "first"}), "after": (Write(text="a"), {"given": "bad"}),
+        "last": (Write(text="l"), {"given": "good"})}), lanes=(
+            LanePlan(board, board.lane("litert"), "v", answers="last"), LanePlan(board, board.lane("tflite-runtime"), "w", answers="after")))
+    watch = Watch()
+    scheduler = Scheduler(plan, store, ONE, watch)
+    assert set(scheduler.run(["last", "after"])) == {"first", "good", "last"}
+    assert set(scheduler.failed) == {"bad", "after"}
+    assert all("It is not there" in str(error) for error in scheduler.failed.values())
+    assert watch.nodes("failed") == ["bad"]
+    assert [lane.refusal is not None for lane in (without_failed(lane, scheduler.failed) for lane in plan.lanes)] == [False, True]
+    # The same step, now needed by a lane that is required, stops the build.
+    needed = replace(plan, lanes=(*plan.lanes, LanePlan(board, board.lane("onnx"), "x", answers="after")))
+    with pytest.raises(CheckpointError):
+        Scheduler(needed, store, ONE, Watch()).run(["last", "after"])
 
 
 @contextmanager
