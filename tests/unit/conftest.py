@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("small_files")
+
 # Deterministic, and quick: what a longer search finds becomes an example here.
 settings.register_profile("unit", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.load_profile("unit")
