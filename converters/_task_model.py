@@ -11,7 +11,7 @@ from edgeexport.errors import CheckpointError
 from edgeexport.session.tasks import output_names
 from edgeexport.session.text import TextSpec, read_text_spec
 
-from ._own_code import has_own_code
+from ._own_code import brings_code, brings_model
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
     model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
     try:
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
-                                                  trust_remote_code=has_own_code(directory), output_loading_info=True)
+                                                  trust_remote_code=brings_code(directory), output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
         why = "the shapes of its weights are not those of config.json" if "mismatched_sizes" in str(exc) else str(exc).splitlines()[0]
         raise CheckpointError("Transformers cannot load the checkpoint.", why=why) from exc
@@ -76,7 +76,7 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
     names = output_names(task.value, spec.pooling)
     # MobileBERT joins each token's embedding with those of the tokens before and after it.
     neighbours = bool(getattr(model.config, "trigram_input", False))
-    own_code = has_own_code(directory)
+    own_code = brings_model(directory)
 
     class TaskModule(torch.nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ from edgeexport.session.evidence import Answers
 from edgeexport.session.text import Encoded, TextSpec
 from edgeexport.step import Context, View
 
-from ._own_code import has_own_code
+from ._own_code import brings_code
 from ._reference import Reference
 from ._task_model import load_model, normalized, pool, read_text
 
@@ -61,7 +61,7 @@ class Original:
         self.head = tasks.Head(task.value, tuple(spec.facts["labels"]), spec.facts["problem_type"])
         self.model = load_model(path, task)
         self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True,
-                                                       trust_remote_code=has_own_code(path))
+                                                       trust_remote_code=brings_code(path))
 
     def encode(self, row: Row, max_length: int) -> tuple[dict[str, list[int]], Encoded]:
         """The tokens of a row by Transformers' tokenizer."""

@@ -13,7 +13,7 @@ from edgeexport.errors import CheckpointError
 from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._own_code import has_own_code
+from ._own_code import brings_code
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -135,7 +135,7 @@ def write_fast_tokenizer(directory: Path, vocabulary: int) -> None:
 
     hint = "check the tokenizer files beside config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True, trust_remote_code=has_own_code(directory))
+        tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True, trust_remote_code=brings_code(directory))
         tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
     except Exception as exc:
         raise CheckpointError("The tokenizer does not load.", why=str(exc).splitlines()[0] if str(exc) else type(exc).__name__, hint=hint) from exc

@@ -297,7 +297,7 @@ class Checkpoint:
     @property
     def _traits(self) -> tuple[int, bool]:
         """The entry of :data:`ENCODERS`; of an architecture that is code of the checkpoint's own, what its config shows."""
-        return ENCODERS.get(self.architecture, (0, self.config.get("type_vocab_size", 0) > 1))
+        return ENCODERS.get(self.architecture, (0, (self.config.get("type_vocab_size") or 0) > 1))
 
     def _own_max_length(self) -> tuple[int, str]:
         offset, _ = self._traits
@@ -355,7 +355,9 @@ class Checkpoint:
 
 def belongs(file: str, *, trusted: bool) -> bool:
     """Whether a file belongs to the checkpoint in whose directory it lies, besides the weights."""
-    return bool(KEPT.fullmatch(file)) or file == WEIGHTS_INDEX or (trusted and bool(CODE.fullmatch(file)))
+    if file.endswith(".py"):
+        return trusted and bool(CODE.fullmatch(file))
+    return bool(KEPT.fullmatch(file)) or file == WEIGHTS_INDEX
 
 
 def read_checkpoint(path: Path, name: str | None = None, *, trusted: bool = False) -> Checkpoint:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgeexport.converters._own_code import brings_code, brings_model
 from tiny import CLASSES, ENTITIES, MAX_LENGTH, TEXTS, Case, write_checkpoint
 from zoo import Zoo
 
@@ -401,6 +402,22 @@ def test_a_file_that_changes_while_it_is_read(zoo: Zoo, copy_of: Callable[[Case]
     step = find_step("load_checkpoint")(spec=checkpoint.spec(SECTION), text=checkpoint.text_spec(SECTION).as_dict())
     with pytest.raises(CheckpointError, match="was changed while it was read"):
         zoo.run(step, {"source": source})
+
+
+def test_code_that_nothing_names_changes_nothing(zoo: Zoo, copy_of: Callable[[Case], Path]) -> None:
+    """Scripts beside a checkpoint are left alone; where its code is trusted, they are kept, and still run by nobody."""
+    directory = copy_of(CLASSIFIER)
+    for name in ("train.py", "LICENSE.py"):
+        (directory / name).write_text("raise SystemExit('was run')\n", encoding="utf-8")
+    assert not any(name.endswith(".py") for name in read_checkpoint(directory).sizes)
+    assert {name for name in read_checkpoint(directory, trusted=True).sizes if name.endswith(".py")} == {"train.py", "LICENSE.py"}
+    (artifact := zoo.place("with-scripts")).rmdir()
+    shutil.copytree(directory, artifact)
+    assert not brings_code(artifact)
+    edit(artifact / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Slow", None]})
+    assert brings_code(artifact) and not brings_model(artifact)
+    edit(artifact / "config.json", auto_map={"AutoModel": "own.Model"})
+    assert brings_model(artifact)
 
 
 def test_files_that_are_no_part_of_a_checkpoint_stay_out(zoo: Zoo, copy_of: Callable[[Case], Path]) -> None:
