@@ -12,6 +12,7 @@ from edgeexport.session.tasks import output_names
 from edgeexport.session.text import TextSpec, read_text_spec
 
 from ._own_code import brings_code, brings_model
+from ._pruned_model import PRUNED_SHAPES, with_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,10 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
     try:
+        shapes = read_config(directory).get(PRUNED_SHAPES)
+        if shapes:
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            model_class = with_shapes(model_class._model_mapping[type(config)], shapes)
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
                                                   trust_remote_code=brings_code(directory), output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:

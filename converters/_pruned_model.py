@@ -1,0 +1,71 @@
+"""Models of which something was taken out, written and read again.
+
+Transformers makes a model by its configuration, which has one width for all layers. What is narrower is written beside it, as
+``pruned_shapes``: the names of the tensors and their shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+PRUNED_SHAPES = "pruned_shapes"
+# What Transformers writes; the rest of a checkpoint artifact (tokenizer, text spec, licence) is carried over.
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+
+
+def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
+    """Write a checkpoint artifact: the model, and beside it the other files of the one that it was made from.
+
+    Args:
+        model: the changed model.
+        source: the checkpoint artifact that it was made from.
+        out: an empty directory.
+    """
+    import torch
+
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_file() and path.suffix != ".safetensors" and str(name) not in WRITTEN:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / name)
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    usual = {name: parameter.shape for name, parameter in plain.named_parameters()}
+    pruned = {name: list(parameter.shape) for name, parameter in model.named_parameters() if parameter.shape != usual[name]}
+    model.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config.pop(PRUNED_SHAPES, None)
+    if pruned:
+        config[PRUNED_SHAPES] = pruned
+    (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def with_shapes(model_class: type[PreTrainedModel], shapes: Mapping[str, Sequence[int]]) -> type[PreTrainedModel]:
+    """The class, whose models have tensors of these shapes, so that Transformers loads them like any other."""
+
+    def make(self: Any, config: Any, *inputs: Any, **settings: Any) -> None:
+        model_class.__init__(self, config, *inputs, **settings)
+        for name, shape in shapes.items():
+            path, _, kind = name.rpartition(".")
+            resize(self.get_submodule(path), kind, tuple(shape))
+
+    # Its name goes into config.json, and means the class that everybody has.
+    return type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
+
+
+def resize(module: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> None:
+    """Give a module's ``weight`` or ``bias`` another shape; its values are lost."""
+    import torch
+
+    old = getattr(module, kind)
+    setattr(module, kind, torch.nn.Parameter(old.new_empty(shape)))
+    if isinstance(module, torch.nn.Linear) and kind == "weight":
+        module.out_features, module.in_features = shape
