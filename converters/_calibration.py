@@ -28,8 +28,7 @@ def calibration_feeds(checkpoint: View, dataset: Path, lengths: Sequence[int] = 
     tokenizer = Tokenizer(checkpoint.path / "tokenizer.json", replace(spec, max_length=longest), cut)
     feeds = []
     for row in read_rows(dataset / ROWS_FILE):
-        prefix = spec.query_prefix if row.role == "query" else spec.document_prefix
-        encoded = tokenizer.encode(prefix + row.text, row.text_pair)
+        encoded = tokenizer.encode(spec.prefixed(row.text, row.role), row.text_pair)
         count = len(encoded.ids)
         feeds.append(encoded.feeds(spec, next((length for length in lengths if length >= count), count)))
     return feeds

@@ -67,10 +67,10 @@ class Original:
         """The tokens of a row by Transformers' tokenizer."""
         import numpy as np
 
-        prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
         cut = "only_second" if self.head.task == Task.QUESTION_ANSWERING else "longest_first"
         # A batch of one: of a single pair Transformers 5 drops an empty second text, which its batches, as in training, do not.
-        arguments = [[prefix + row.text]] if row.text_pair is None else [[prefix + row.text], [row.text_pair]]
+        text = self.text.prefixed(row.text, row.role)
+        arguments = [[text]] if row.text_pair is None else [[text], [row.text_pair]]
         try:
             found = self.tokenizer(*arguments, truncation=cut, max_length=max_length, return_offsets_mapping=True, padding=False,
                                    return_token_type_ids=True)
@@ -84,24 +84,20 @@ class Original:
 
     def answers(self, rows: list[Row], max_length: int, name: str, context: Context) -> Answers:
         """The answers to rows, in their order."""
-        import numpy as np
-
         encoded: dict[int, tuple[dict[str, list[int]], Encoded]] = {}
-        found = Answers([], [], [], [])
+        unanswered = Answers([], [], [], [])
         for i, row in enumerate(rows):
-            found.add_unanswered()
+            unanswered.add_unanswered()
             with contextlib.suppress(NoRoom):
                 encoded[i] = self.encode(row, max_length)
-        finished = 0
+        order: list[int] = []
+        found = Answers([], [], [], [])
         for chosen in batches({i: len(each.ids) for i, (_, each) in encoded.items()}):
             for i, outputs in zip(chosen, self.outputs([encoded[i][0] for i in chosen]), strict=True):
-                each = encoded[i][1]
-                found.numbers[i] = np.asarray(tasks.numbers(self.head, self.text, each, outputs), np.float32)
-                found.decisions[i] = tasks.decision(self.head, self.text, each, outputs)
-                found.tokens[i], found.truncated[i] = len(each.ids), each.truncated
-            finished += len(chosen)
-            context.report(finished / len(rows), f"{name}: {finished} of {len(rows)} texts")
-        return found
+                tasks.add_answer(found, self.head, self.text, encoded[i][1], outputs)
+            order += chosen
+            context.report(len(order) / len(rows), f"{name}: {len(order)} of {len(rows)} texts")
+        return unanswered.replaced(order, found)
 
     def outputs(self, features: list[dict[str, list[int]]]) -> list[dict[str, np.ndarray]]:
         """The outputs for each text of a batch of one length, named and shaped as a lane's."""

@@ -74,21 +74,15 @@ class Original:
 
     def answers(self, rows: list[Row], max_length: int, name: str, context: Context) -> Answers:
         """The answers to rows, in their order, one text after the other."""
-        import numpy as np
 
         tokenizer, found = self.tokenizer(max_length), Answers([], [], [], [])
         for number, row in enumerate(rows, 1):
-            prefix = self.text.query_prefix if row.role == "query" else self.text.document_prefix
             try:
-                encoded = tokenizer.encode(prefix + row.text, row.text_pair)
+                encoded = tokenizer.encode(self.text.prefixed(row.text, row.role), row.text_pair)
             except NoRoom:
                 found.add_unanswered()
                 continue
-            outputs = self.outputs(encoded)
-            found.numbers.append(np.asarray(tasks.numbers(self.head, self.text, encoded, outputs), np.float32))
-            found.decisions.append(tasks.decision(self.head, self.text, encoded, outputs))
-            found.tokens.append(len(encoded.ids))
-            found.truncated.append(encoded.truncated)
+            tasks.add_answer(found, self.head, self.text, encoded, self.outputs(encoded))
             if number % REPORT_EVERY == 0:
                 context.report(number / len(rows), f"{name}: {number} of {len(rows)} texts")
         return found

@@ -159,7 +159,7 @@ def _report(prepared: Prepared, target: Target, lanes: Sequence[LaneReport], evi
                "float32_bytes": 4 * resolved.spec.parameters if resolved.spec.parameters else None},
         text=resolved.text.as_dict(),
         datasets=tuple(
-            DatasetReport(name=name, rows=len(dataset.rows), labelled=any(row.label for row in dataset.rows), origin=dataset.origin,
+            DatasetReport(name=name, rows=len(dataset.rows), labelled=any(row.labelled for row in dataset.rows), origin=dataset.origin,
                           digest=resolved.leaves[name].artifact.digest)
             for name, dataset in resolved.datasets.items()),
         lanes=tuple(lanes),

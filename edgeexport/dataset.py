@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import ValidationError
 
 from edgeexport.artifact import Artifact, Kind, Model, Spec, Task, digest_bytes
 from edgeexport.errors import DataError
 from edgeexport.recipe import DataFile
+from edgeexport.records import Record, records
+from edgeexport.session.tasks import entity_runs
 from edgeexport.source import Leaf
 from edgeexport.store import Store
 
 ROWS_FILE = "rows.jsonl"
+
+Labels = Literal["required", "optional", "ignored"]
+
+
+class Entity(Model):
+    """A named thing in a text: from character `start` to before character `end`."""
+
+    start: int
+    end: int
+    label: str
 
 
 class Row(Model):
@@ -29,6 +40,7 @@ class Row(Model):
         text_pair: the second text of a pair; for question answering, the context.
         role: ``query`` or ``document`` in a retrieval set; decides the prefix.
         label: the right class, or for a query the id of the right document.
+        entities: the named things in the text, for token classification.
     """
 
     id: str
@@ -36,13 +48,24 @@ class Row(Model):
     text_pair: str | None = None
     role: str | None = None
     label: str | None = None
+    entities: tuple[Entity, ...] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the normalized text. Copies with other case, spacing or punctuation have the same."""
+        return digest_bytes(normalized(f"{self.text} {self.text_pair or ''}").encode())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it says what is right."""
+        return self.label is not None or self.entities is not None
 
 
 class Dataset(Model):
     """Rows and where they are from.
 
     Attributes:
-        name: ``probes``, ``texts``, ``evaluation``, ``calibration``.
+        name: ``probes``, ``texts``, ``evaluation``, ``development``, ``training``, ``calibration``.
         rows: the examples, in the file's order.
         origin: the file, or what it is.
     """
@@ -52,9 +75,9 @@ class Dataset(Model):
     origin: str
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """Digest of the normalized text of each row → the text. Copies with other case, spacing or punctuation have the same."""
-        return {digest_bytes(normalized(f"{row.text} {row.text_pair or ''}").encode()): row.text for row in self.rows}
+    def fingerprints(self) -> frozenset[str]:
+        """The fingerprints of its rows."""
+        return frozenset(row.fingerprint for row in self.rows)
 
     def leaf(self, store: Store) -> Leaf:
         """The rows as an input of the graph; they are put into the store at once."""
@@ -66,7 +89,7 @@ class Dataset(Model):
                     file.write(row.model_dump_json(exclude_none=True) + "\n")
             tree = store.put_tree(out)
         spec = Spec(kind=Kind.DATASET, bytes=tree[ROWS_FILE].size,
-                    facts={"name": self.name, "rows": len(self.rows), "labelled": any(row.label is not None for row in self.rows)})
+                    facts={"name": self.name, "rows": len(self.rows), "labelled": any(row.labelled for row in self.rows)})
         return Leaf(where="store", artifact=Artifact(tree=tree, spec=spec))
 
 
@@ -82,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
         return [Row.model_validate_json(line) for line in file]
 
 
-def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labelled: bool, classes: Iterable[str] = ()) -> Dataset:
+def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labels: Labels, classes: Iterable[str] = ()) -> Dataset:
     """A user's data set, with its fields checked against the task.
 
     Args:
@@ -90,43 +113,53 @@ def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labelle
         source: file, fields and filter.
         base: where relative paths count from.
         task: decides which fields a row needs.
-        labelled: whether each row needs its label.
-        classes: the model's classes, for text classification; a label may also be the number of a class.
+        labels: whether each row needs what is right for it, may have it, or is read without.
+        classes: the model's classes; for text classification a label may also be the number of a class.
 
     Raises:
         DataError: the file is missing, not of a known form, empty, or a row lacks a field; names the row and the fields that are there.
     """
     path = base / source.file
-    retrieval = task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} and labelled
+    vectors = task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION}
+    retrieval = vectors and (labels == "required" or (labels == "optional" and source.corpus is not None))
     if retrieval and source.corpus is None:
         raise DataError(f"The {name} data for {task} needs a corpus.", why="a query is right when it finds its answer among texts",
                         hint=f'add corpus = "answers.jsonl" (fields id, text) beside file in [data.{name}]')
     rows: dict[str, Row] = {}
     if source.corpus is not None and retrieval:
         corpus = base / source.corpus
-        for record in _records(corpus, {}):
+        for record in records(corpus, {}):
             row = Row(id=record.need("id"), text=record.need("text"), role="document")
             if row.id in rows:
                 raise DataError(f"{corpus}: row {record.number} has the id '{row.id}' of an earlier row.")
             rows[row.id] = row
     known = frozenset(rows)
-    label_names = dict(enumerate(classes))
-    queries = []
-    for record in _chosen(_records(path, source.fields), source, path):
-        row_id = f"{name}-{record.number - 1}"
+    names = tuple(classes)
+    examples = []
+    for record in _chosen(records(path, source.fields, source.format), source, path):
+        row = Row(id=f"{name}-{record.number - 1}", text="", role=source.role)
         if task is Task.QUESTION_ANSWERING:
-            row = Row(id=row_id, text=record.need("question"), text_pair=record.need("context"))
+            row = row.model_copy(update={"text": record.need("question"), "text_pair": record.need("context")})
         elif retrieval:
-            row = Row(id=row_id, text=record.need("text"), role="query", label=record.need("answer"))
+            row = row.model_copy(update={"text": record.need("text"), "role": "query", "label": record.need("answer")})
             if row.label not in known:
                 raise DataError(f"{path}: row {record.number} has the answer '{row.label}', which is not in {source.corpus}.")
         else:
-            label = _class_label(record, label_names) if labelled else None
-            row = Row(id=row_id, text=record.need("text"), text_pair=record.get("text_pair"), label=label)
-        queries.append(row)
-    if not queries:
+            row = row.model_copy(update={"text": record.need("text"), "text_pair": record.get("text_pair")})
+            field = "entities" if task is Task.TOKEN_CLASSIFICATION else "label"
+            if not vectors and (labels == "required" or (labels == "optional" and record.value(field) is not None)):
+                truth = _entities(record, row.text, names) if field == "entities" else _class_label(record, names)
+                row = row.model_copy(update={field: truth})
+        examples.append(row)
+    if not examples:
         raise DataError(f"{path} has no rows{' where ' + str(source.where) if source.where else ''}.")
-    return Dataset(name=name, rows=(*rows.values(), *queries), origin=str(source.file))
+    return Dataset(name=name, rows=(*rows.values(), *examples), origin=str(source.file))
+
+
+def joined(name: str, parts: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one."""
+    rows = [row.model_copy(update={"id": f"{name}-{number}"}) for number, row in enumerate(row for part in parts for row in part.rows)]
+    return Dataset(name=name, rows=tuple(rows), origin=", ".join(dict.fromkeys(part.origin for part in parts)))
 
 
 def read_texts(path: Path) -> Dataset:
@@ -136,7 +169,7 @@ def read_texts(path: Path) -> Dataset:
         DataError: the file is missing or has no texts.
     """
     rows = []
-    for record in _records(path, {}):
+    for record in records(path, {}):
         asked = record.get("text") is None and record.get("question") is not None
         text, pair = ("question", "context") if asked else ("text", "text_pair")
         rows.append(Row(id=f"texts-{record.number - 1}", text=record.need(text), text_pair=record.get(pair)))
@@ -145,91 +178,38 @@ def read_texts(path: Path) -> Dataset:
     return Dataset(name="texts", rows=tuple(rows), origin=str(path))
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl, .csv, .tsv or .txt file.
-
-    Raises:
-        DataError: the file is missing, or not what its name says.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                records = [_from_json(line, number) for number, line in enumerate(file, 1) if line.strip()]
-            elif path.suffix in {".csv", ".tsv"}:
-                # Strict: else a quotation mark that nobody closes swallows the rows behind it.
-                records = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
-            elif path.suffix == ".txt":
-                records = [{"text": line.rstrip("\r\n")} for line in file if line.strip()]
-            else:
-                raise DataError(f"{path} is of an unknown form.", why="known: .jsonl, .csv, .tsv, .txt (one text per line)")
-    except OSError as exc:
-        raise DataError(f"Cannot read the data file {path}.", why=exc.strerror) from exc
-    except (ValueError, csv.Error) as exc:
-        raise DataError(f"{path} is not a valid {path.suffix} file.", why=str(exc)) from exc
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise DataError(f"{path}: row {number} is not an object with named fields.")
-        if None in record:  # where DictReader puts what is left over
-            raise DataError(f"{path}: row {number} has more columns than the first line.",
-                            hint="put a text that holds the separator in quotation marks")
-    return records
-
-
-def _from_json(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as exc:
-        raise ValueError(f"line {number}: {exc}") from exc
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A row of a file, by our names of its fields; rows count from 1."""
-
-    path: Path
-    number: int
-    columns: Mapping[str, Any]
-    fields: Mapping[str, str]
-
-    def get(self, field: str) -> str | None:
-        """The value of one of our fields; None where there is none."""
-        value = self.columns.get(self.fields.get(field, field))
-        return None if value is None else str(value)
-
-    def need(self, field: str) -> str:
-        """The same, where it can't be done without.
-
-        Raises:
-            DataError: there is none; says which columns there are.
-        """
-        value = self.get(field)
-        if value is not None:
-            return value
-        column = self.fields.get(field, field)
-        if column in self.columns:
-            raise DataError(f"{self.path}: row {self.number} has nothing in the field '{column}'.")
-        raise DataError(f"{self.path}: row {self.number} has no field '{column}'.", why=f"its fields are {', '.join(self.columns)}",
-                        hint=f'name the right one: fields = {{ {field} = "…" }}')
-
-
-def _records(path: Path, fields: Mapping[str, str]) -> list[_Record]:
-    return [_Record(path, number, columns, fields) for number, columns in enumerate(read_records(path), 1)]
-
-
-def _chosen(records: list[_Record], source: DataFile, path: Path) -> Iterator[_Record]:
+def _chosen(found: list[Record], source: DataFile, path: Path) -> Iterator[Record]:
     """The records that fulfil `where`."""
     for column in source.where:
-        if records and not any(column in record.columns for record in records):
+        if found and not any(column in record.columns for record in found):
             raise DataError(f"{path} has no field '{column}', which `where` asks for.",
-                            why=f"its fields are {', '.join(records[0].columns)}")
-    return (record for record in records if all(str(record.columns.get(column)) == value for column, value in source.where.items()))
+                            why=f"its fields are {', '.join(found[0].columns)}")
+    return (record for record in found if all(str(record.columns.get(column)) == value for column, value in source.where.items()))
 
 
-def _class_label(record: _Record, names: dict[int, str]) -> str:
+def _class_label(record: Record, classes: Sequence[str]) -> str:
     label = record.need("label")
-    if not names or label in names.values():
+    if not classes or label in classes:
         return label
-    if label.isdigit() and int(label) in names:
-        return names[int(label)]
+    if label.isdigit() and int(label) < len(classes):
+        return classes[int(label)]
     raise DataError(f"{record.path}: row {record.number} has the label '{label}', which the model does not know.",
-                    why=f"its classes are {', '.join(names.values())}")
+                    why=f"its classes are {', '.join(classes)}")
+
+
+def _entities(record: Record, text: str, classes: Sequence[str]) -> tuple[Entity, ...]:
+    record.need("entities")
+    names = {name for label in classes for _, _, name in entity_runs([label])}
+    try:
+        found = tuple(Entity.model_validate(entity) for entity in record.value("entities"))
+    except (ValidationError, TypeError) as exc:
+        raise DataError(f"{record.path}: row {record.number} has entities that cannot be read.",
+                        why='wanted is a list of objects such as {"start": 0, "end": 5, "label": "PER"}, in characters') from exc
+    for entity in found:
+        if not 0 <= entity.start < entity.end <= len(text):
+            raise DataError(f"{record.path}: row {record.number} has an entity from {entity.start} to {entity.end}, outside of its text.",
+                            why=f"the text has {len(text)} characters")
+        if names and entity.label not in names:
+            raise DataError(f"{record.path}: row {record.number} has an entity '{entity.label}', which the model does not know.",
+                            why=f"its entities are {', '.join(sorted(names))}")
+    return found

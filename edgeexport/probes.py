@@ -6,7 +6,8 @@ import importlib.resources
 from pathlib import Path
 
 from edgeexport.artifact import Task
-from edgeexport.dataset import Dataset, Row, read_records
+from edgeexport.dataset import Dataset, Row
+from edgeexport.records import read_records
 
 ORIGIN = "the probe set that ships with edgeexport"
 

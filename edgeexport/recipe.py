@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from edgeexport.artifact import Model, Task, digest_json
 from edgeexport.errors import RecipeError
@@ -54,28 +54,42 @@ class PrecisionSection(Model):
 
 
 class DataFile(Model):
-    """A file with one row per example: .jsonl, .csv, .tsv, or .txt with one text per line.
+    """A file with one row per example: .jsonl, .csv, .tsv, .conll, or .txt with one text per line.
 
     Attributes:
         file: path; relative ones count from the recipe's directory.
         corpus: for retrieval, a second file with the texts to be found (fields ``id`` and ``text``).
-        fields: our field name → the file's. Ours are ``text``, ``text_pair``, ``label``, ``question``, ``context``, and ``answer``
-            (retrieval: the id of the right corpus row).
+        format: the file's form, where its name does not end with it.
+        fields: our field name → the file's. Ours are ``text``, ``text_pair``, ``label``, ``entities``, ``question``, ``context``, and
+            ``answer`` (retrieval: the id of the right corpus row).
         where: column → value; other rows are left out.
+        role: whether the texts are queries or documents, where the model tells them apart.
+        skip_overlap: leave out rows that are in the data that this set must not share texts with, instead of refusing the set.
     """
 
     file: Path
     corpus: Path | None = None
     fields: dict[str, str] = {}
     where: dict[str, str] = {}
+    format: Literal["jsonl", "csv", "tsv", "txt", "conll"] | None = None
+    role: Literal["query", "document"] | None = None
+    skip_overlap: bool = False
 
 
 class DataSection(Model):
-    """The data: what judges the model, and what shapes it."""
+    """The data: what judges the model, what chooses, and what shapes it."""
 
     texts: Path | None = Field(None, description="Unlabelled texts of yours on which parity is measured too.")
     evaluation: DataFile | None = Field(None, description="Labelled data; judges, and may shape nothing.")
+    development: DataFile | None = Field(None, description="Labelled data that choose: when training ends, which candidate wins.")
+    training: tuple[DataFile, ...] = Field((), description="Texts, labelled or not, by which the model is pruned and distilled.")
     calibration: DataFile | None = Field(None, description="Texts for activation ranges of static INT8.")
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: object) -> object:
+        """One table means the same as a list of one."""
+        return (value,) if isinstance(value, dict) else value
 
 
 class MetricSection(Model):

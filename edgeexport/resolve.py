@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeexport.artifact import Spec, Task
 from edgeexport.checkpoint import Checkpoint
-from edgeexport.dataset import Dataset, read_dataset, read_texts
+from edgeexport.dataset import Dataset, joined, read_dataset, read_texts
 from edgeexport.errors import DataError, LineageError
 from edgeexport.probes import probe_set
-from edgeexport.recipe import Recipe
+from edgeexport.recipe import DataFile, Recipe
 from edgeexport.saved_model import SavedModel
 from edgeexport.session.text import TextSpec
 from edgeexport.source import Leaf, resolve_checkpoint
 from edgeexport.store import Store
 
-# Data sets that judge; whatever shapes a model must share no text with the evaluation data.
+# Data sets that judge.
 JUDGING = ("probes", "texts", "evaluation")
 
 
@@ -29,7 +30,8 @@ class Resolved:
         source: the checkpoint's files.
         spec: what the checkpoint is.
         text: how text becomes its inputs.
-        datasets: name → rows: ``probes``, and ``texts``, ``evaluation``, ``calibration`` where the recipe has them.
+        datasets: name → rows: ``probes``, and ``texts``, ``evaluation``, ``development``, ``training``, ``calibration`` where the recipe has
+            them.
         leaves: the same data sets as inputs of the graph.
     """
 
@@ -64,12 +66,16 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted:
     checkpoint, source = resolve_checkpoint(section.source, section.revision, recipe.directory, store, trusted=trusted)
     spec, text = checkpoint.spec(section), checkpoint.text_spec(section)
     datasets = read_datasets(recipe, spec, checkpoint, texts)
-    refuse_leaks(datasets)
     return Resolved(recipe, source, spec, text, datasets, {name: dataset.leaf(store) for name, dataset in datasets.items()})
 
 
 def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedModel, texts: Path | None) -> dict[str, Dataset]:
-    """All data sets of a build, the shipped probe set among them."""
+    """All data sets of a build, the shipped probe set among them.
+
+    Raises:
+        DataError: one can't be read.
+        LineageError: one shapes the model, and shares texts with one that judges it.
+    """
     task, data, base = spec.require_task(), recipe.data, recipe.directory
     found = {"probes": probe_set(task, mask_token(checkpoint) if task is Task.FILL_MASK else None)}
     if texts is not None or data.texts is not None:
@@ -82,28 +88,53 @@ def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedMode
         if without is not None:
             raise DataError(f"{found['texts'].origin}: a text has no {token}.", why=f"such as {shortened(without.text)!r}",
                             hint=f"put {token} where a word is to be found")
+    classes = spec.facts["labels"]
     if data.evaluation is not None:
-        found["evaluation"] = read_dataset("evaluation", data.evaluation, base, task, labelled=True, classes=spec.facts["labels"])
+        found["evaluation"] = read_dataset("evaluation", data.evaluation, base, task, labels="required", classes=classes)
+    if data.development is not None:
+        found["development"] = without_leaks(found, [data.development], [
+            read_dataset("development", data.development, base, task, labels="optional", classes=classes)])
+    if data.training:
+        found["training"] = without_leaks(found, data.training, [
+            read_dataset("training", file, base, task, labels="optional", classes=classes) for file in data.training])
     if data.calibration is not None:
-        found["calibration"] = read_dataset("calibration", data.calibration, base, task, labelled=False)
+        found["calibration"] = without_leaks(found, [data.calibration], [
+            read_dataset("calibration", data.calibration, base, task, labels="ignored")])
     return found
 
 
-def refuse_leaks(datasets: dict[str, Dataset]) -> None:
-    """Refuse a data set that shapes the model and shares texts with the evaluation data.
+def without_leaks(found: Mapping[str, Dataset], files: Sequence[DataFile], parts: Sequence[Dataset]) -> Dataset:
+    """The parts of a data set as one, which shares no text with the data that judge or choose what it shapes.
+
+    Args:
+        found: the data sets that are read already, those that judge first.
+        files: what the recipe says of each part.
+        parts: their rows.
 
     Raises:
         LineageError: with the first overlapping examples.
     """
-    if "evaluation" not in datasets or "calibration" not in datasets:
-        return
-    shaping = datasets["calibration"].fingerprints
-    shared = [text for print_, text in datasets["evaluation"].fingerprints.items() if print_ in shaping]
-    if shared:
-        shown = "; ".join(repr(shortened(text)) for text in shared[:3])
-        raise LineageError(
-            f"{len(shared)} evaluation texts are in the calibration data too.", why=f"a model is not judged by what shaped it: {shown}",
-            hint="take them out of [data.calibration]; copies with other case, blanks or punctuation count")
+    name = parts[0].name
+    kept = []
+    for file, part in zip(files, parts, strict=True):
+        for other in ("evaluation", "development"):
+            if other not in found:
+                continue
+            judging = found[other].fingerprints
+            # A retrieval set may search the same texts: they are given, and it is the questions that are new.
+            rows = [row for row in part.rows if row.role != "document" or file.corpus is None]
+            shared = {row.id: row.text for row in rows if row.fingerprint in judging}
+            if shared and not file.skip_overlap:
+                shown = "; ".join(repr(shortened(text)) for text in list(shared.values())[:3])
+                raise LineageError(
+                    f"{len(shared)} {other} texts are in the {name} data too.", why=f"a model is not judged by what shaped it: {shown}",
+                    hint=f"take them out of {part.origin}, or set skip_overlap = true in [data.{name}] to have them left out; "
+                         "copies with other case, blanks or punctuation count")
+            part = part.model_copy(update={"rows": tuple(row for row in part.rows if row.id not in shared)})
+        kept.append(part)
+    if not any(part.rows for part in kept):
+        raise DataError(f"Nothing is left of the {name} data.", why="all texts are in the data that judge or choose")
+    return joined(name, kept) if len(kept) > 1 else kept[0]
 
 
 def shortened(text: str) -> str:

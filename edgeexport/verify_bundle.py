@@ -11,10 +11,11 @@ from typing import Any
 from edgeexport.artifact import Model
 from edgeexport.bundle import GOLDEN_REFERENCE, GOLDEN_ROWS, ManifestLane, Margins, check_files, read_manifest
 from edgeexport.checkpoint import DOCUMENTS
-from edgeexport.dataset import ROWS_FILE, read_records
+from edgeexport.dataset import ROWS_FILE
 from edgeexport.errors import BundleError, EdgeExportError, RuntimeUnavailable, UnknownName
 from edgeexport.prepare import Prepared, prepare
 from edgeexport.recipe import DataFile, recipe_for
+from edgeexport.records import read_records
 from edgeexport.runner import host
 from edgeexport.runner.local import run_lane
 from edgeexport.schedule import Event, Limits, Scheduler
@@ -138,7 +139,7 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
     Args:
         place: the bundle's directory; its files were checked.
         source: the checkpoint that the bundle says it is made from: hub id or directory.
-        data: texts; labelled where they have the field ``label`` or, with a corpus, ``answer``.
+        data: texts; labelled where they have the field ``label`` or ``entities`` or, with a corpus, ``answer``.
         lanes: only these lanes; empty for all.
         limits: jobs and memory for the reference.
         store: takes the reference.
@@ -150,7 +151,7 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
         EdgeExportError: the source or the data can't be used.
     """
     manifest = read_manifest(place)
-    labelled = data.corpus is not None or "label" in data.fields or any("label" in record for record in read_records(data.file)[:1])
+    labelled = data.corpus is not None or any({"label", "entities"} & {*data.fields, *record} for record in read_records(data.file, data.format)[:1])
     text, sealed = manifest.text, manifest.lineage["source"]
     section = {"source": source, "revision": sealed["revision"] if source == sealed["given"] else None, "task": manifest.task,
                "max_length": text["max_length"], "pooling": text["pooling"], "normalize": text["normalize"],

@@ -38,11 +38,7 @@ def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Ans
         except NoRoom:
             found.add_unanswered()
             continue
-        outputs = session.outputs(encoded)
-        found.numbers.append(np.asarray(tasks.numbers(head, spec, encoded, outputs), np.float32))
-        found.decisions.append(tasks.decision(head, spec, encoded, outputs))
-        found.tokens.append(len(encoded.ids))
-        found.truncated.append(encoded.truncated)
+        tasks.add_answer(found, head, spec, encoded, session.outputs(encoded))
         if number % 50 == 49:
             report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 # Only question answering leaves rows unanswered; its numbers are the start's and the end's logit.
 UNANSWERED_WIDTH = 2
+NO_WORDS = np.zeros((0, 2), np.int64)
 
 
 @dataclass
@@ -23,19 +24,27 @@ class Answers:
         decisions: for each row the integers of :func:`edgeexport.session.tasks.decision`.
         tokens: for each row the number of tokens that the model saw.
         truncated: for each row whether tokens were cut off.
+        spans: for each row int64 [words, 2]: where the words lie that the decisions are about; of no words but in token classification.
     """
 
     numbers: list[np.ndarray]
     decisions: list[list[int]]
     tokens: list[int]
     truncated: list[bool]
+    spans: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Rows without words need not be given."""
+        self.spans += [NO_WORDS] * (len(self.tokens) - len(self.spans))
+
+    def add(self, numbers: np.ndarray, decision: list[int], tokens: int, truncated: bool, spans: np.ndarray) -> None:
+        """The answer to one more row."""
+        for values, value in zip(self._lists(), (numbers.astype(np.float32), decision, tokens, truncated, spans)):
+            values.append(value)
 
     def add_unanswered(self) -> None:
         """A row without an answer: a question that leaves no room for the text that holds it."""
-        self.numbers.append(np.zeros((0, UNANSWERED_WIDTH), np.float32))
-        self.decisions.append([])
-        self.tokens.append(0)
-        self.truncated.append(True)
+        self.add(np.zeros((0, UNANSWERED_WIDTH), np.float32), [], 0, True, NO_WORDS)
 
     def save(self, path: Path) -> None:
         """Write one .npz file."""
@@ -48,6 +57,8 @@ class Answers:
             decided=np.array([len(row) for row in self.decisions], np.int64),
             tokens=np.array(self.tokens, np.int64),
             truncated=np.array(self.truncated, np.bool_),
+            spans=np.concatenate([*self.spans, NO_WORDS]),
+            words=np.array([len(row) for row in self.spans], np.int64),
         )
 
     def chosen(self, indices: Sequence[int]) -> Answers:
@@ -65,15 +76,20 @@ class Answers:
         return Answers(*fields)
 
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.numbers, self.decisions, self.tokens, self.truncated
+        return self.numbers, self.decisions, self.tokens, self.truncated, self.spans
 
     @classmethod
     def load(cls, path: Path) -> Answers:
         """Read what :meth:`save` wrote."""
         with np.load(path) as file:
-            numbers = np.split(file["numbers"], np.cumsum(file["positions"])[:-1]) if len(file["positions"]) else []
-            decided = np.split(file["decisions"], np.cumsum(file["decided"])[:-1]) if len(file["decided"]) else []
-            return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist())
+            numbers, decided, spans = (_split(file[values], file[counts]) for values, counts in (
+                ("numbers", "positions"), ("decisions", "decided"), ("spans", "words")))
+            return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist(), spans)
+
+
+def _split(values: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """The rows of which `values` were put together."""
+    return np.split(values, np.cumsum(counts)[:-1]) if len(counts) else []
 
 
 def untruncated(dataset: str) -> str:

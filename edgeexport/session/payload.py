@@ -121,8 +121,7 @@ class Session:
                 raise DataError(f"A text is a string, not {type(given).__name__}.", hint="run_all answers several texts")
         if text is None:
             raise DataError("There is no text.")
-        prefix = self.payload.spec.query_prefix if role == "query" else self.payload.spec.document_prefix
-        return self.tokenizer.encode(prefix + text, pair)
+        return self.tokenizer.encode(self.payload.spec.prefixed(text, role), pair)
 
     def length_for(self, count: int) -> int:
         """The shortest length of the model that holds `count` tokens."""

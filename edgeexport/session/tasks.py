@@ -14,13 +14,14 @@ fill-mask             ``logits`` float32 [1, seq, vocabulary]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgeexport.errors import DataError
+from edgeexport.session.evidence import NO_WORDS, Answers
 from edgeexport.session.text import Encoded, TextSpec, Tokenizer
 
 Outputs = Mapping[str, np.ndarray]
@@ -96,9 +97,41 @@ def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> 
     return []
 
 
+def add_answer(found: Answers, head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> None:
+    """Add what the outputs say about one example: its numbers, its decision, and where the words lie that are decided about."""
+    spans = word_spans(encoded) if head.task == "token-classification" else NO_WORDS
+    found.add(numbers(head, spec, encoded, outputs), decision(head, spec, encoded, outputs), len(encoded.ids), encoded.truncated, spans)
+
+
 def first_tokens(encoded: Encoded) -> list[int]:
     """Positions of the first token of each word."""
     return [i for i, word in enumerate(encoded.words) if word is not None and (i == 0 or word != encoded.words[i - 1])]
+
+
+def word_spans(encoded: Encoded) -> np.ndarray:
+    """Where each word lies in its text, in characters: int64 [words, 2], in the order of :func:`first_tokens`."""
+    words = encoded.words
+    lasts = [i for i, word in enumerate(words) if word is not None and (i + 1 == len(words) or word != words[i + 1])]
+    spans = [(encoded.offsets[first][0], encoded.offsets[last][1]) for first, last in zip(first_tokens(encoded), lasts)]
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def entity_runs(labels: Sequence[str]) -> list[tuple[int, int, str]]:
+    """The entities that words' labels mean: first word, last word and name of each.
+
+    A label is a name with a prefix, or without one. B-, S- and U- start an entity; I-, E- and L- go on with one of the same name, and start one
+    where there is none.
+    """
+    found: list[tuple[int, int, str]] = []
+    for i, label in enumerate(labels):
+        prefix, name = (label[0], label[2:]) if label[:2] in {"B-", "I-", "E-", "S-", "L-", "U-"} else ("", label)
+        if name == "O":
+            continue
+        if found and found[-1][1:] == (i - 1, name) and prefix not in {"B", "S", "U"}:
+            found[-1] = (found[-1][0], i, name)
+        else:
+            found.append((i, i, name))
+    return found
 
 
 def mask_positions(spec: TextSpec, encoded: Encoded) -> np.ndarray:
@@ -167,31 +200,14 @@ def _entities(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outpu
     Three things differ, each where the pipeline guesses: words are the tokenizer's own, ``word`` is the text as it stands rather than
     decoded tokens, and besides B- and I- the prefixes E- and L- (end) and S- and U- (single) are understood.
     """
-    scores = softmax(outputs["logits"][0])
-    found: list[dict[str, Any]] = []
-    previous_word, open_entity = None, False
-    for i, word in enumerate(encoded.words):
-        if word is None:
-            continue
-        start, end = encoded.offsets[i]
-        if word == previous_word:
-            if open_entity:
-                found[-1]["end"] = end
-            continue
-        previous_word = word
-        best = int(scores[i].argmax())
-        label = head.labels[best]
-        prefix, name = (label[0], label[2:]) if label[:2] in {"B-", "I-", "E-", "S-", "L-", "U-"} else ("", label)
-        if name == "O":
-            open_entity = False
-        elif open_entity and found[-1]["entity"] == name and prefix not in {"B", "S", "U"}:
-            found[-1]["end"] = end
-            found[-1]["scores"].append(float(scores[i, best]))
-        else:
-            found.append({"entity": name, "scores": [float(scores[i, best])], "start": start, "end": end})
-            open_entity = True
-    return [{"entity_group": entity["entity"], "score": float(np.mean(entity["scores"])), "word": text[entity["start"]:entity["end"]],
-             "start": entity["start"], "end": entity["end"]} for entity in found]
+    scores = softmax(outputs["logits"][0, first_tokens(encoded)])
+    spans = word_spans(encoded)
+    found = []
+    for first, last, name in entity_runs([head.labels[best] for best in scores.argmax(axis=-1)]):
+        start, end = int(spans[first, 0]), int(spans[last, 1])
+        found.append({"entity_group": name, "score": float(scores[first:last + 1].max(axis=-1).mean()), "word": text[start:end],
+                      "start": start, "end": end})
+    return found
 
 
 def _span(head: Head, tokenizer: Tokenizer, encoded: Encoded, outputs: Outputs, text: str, pair: str | None) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class TextSpec:
     document_prefix: str = ""
     sources: dict[str, str] = field(default_factory=dict)
 
+    def prefixed(self, text: str, role: str | None) -> str:
+        """A text with the prefix of its role, ``query`` or ``document``; one without a role is a document."""
+        return (self.query_prefix if role == "query" else self.document_prefix) + text
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TextSpec:
         """The spec that :meth:`as_dict` described."""

@@ -9,6 +9,7 @@ import numpy as np
 from edgeexport.artifact import Model, Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
+from edgeexport.session.tasks import entity_runs
 from edgeexport.verify.check import Check, at_most
 from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, unseen, weighted_mean
 
@@ -67,6 +68,30 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> Statistic:
     return statistic
 
 
+Spans = set[tuple[int, int, str]]
+
+
+def entities(labels: Sequence[str], answers: Answers) -> list[Spans]:
+    """What a model finds in each text: first and last character and name of each entity, as its words' classes and places say."""
+    return [{(int(spans[first, 0]), int(spans[last, 1]), name) for first, last, name in entity_runs([labels[i] for i in decided])}
+            for decided, spans in zip(answers.decisions, answers.spans, strict=True)]
+
+
+def entity_f1(truths: Sequence[Spans], found: Sequence[Spans]) -> Statistic:
+    """F1 over all entities of all texts, as a statistic of the texts' weights; one counts where both ends and the name are right.
+
+    Source: E. F. Tjong Kim Sang, F. De Meulder, "Introduction to the CoNLL-2003 Shared Task" (2003), section 2.3.
+    """
+    hits = np.array([len(truth & spans) for truth, spans in zip(truths, found, strict=True)], np.float64)
+    sizes = np.array([len(truth) + len(spans) for truth, spans in zip(truths, found, strict=True)], np.float64)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        total = weights @ sizes
+        return np.divide(2 * (weights @ hits), total, out=np.zeros_like(total), where=total > 0)
+
+    return statistic
+
+
 def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: Answers, lane: Answers) -> list[MetricResult]:
     """The metrics of a task on labelled rows, the first being the one that decides; empty where the task has none.
 
@@ -78,6 +103,7 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
         return [
             _result("recall@1", weighted_mean(a < 1), weighted_mean(b < 1), clusters, right=(a < 1, b < 1)),
             _result("MRR", weighted_mean(1 / (a + 1)), weighted_mean(1 / (b + 1)), clusters),
+            _result("recall@5", weighted_mean(a < 5), weighted_mean(b < 5), clusters, right=(a < 5, b < 5)),
         ]
     if task is Task.TEXT_CLASSIFICATION and all(len(decided) == 1 for decided in reference.decisions):
         ids = {label: i for i, label in enumerate(labels)}
@@ -89,6 +115,11 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
                     right=(a == truth, b == truth)),
             _result("macro F1", macro_f1(truth, a), macro_f1(truth, b), clusters),
         ]
+    if task is Task.TOKEN_CLASSIFICATION:
+        truths = [{(entity.start, entity.end, entity.label) for entity in row.entities or ()} for row in rows]
+        found, kept = entities(labels, reference), entities(labels, lane)
+        result = _result("entity F1", entity_f1(truths, found), entity_f1(truths, kept), [row.id for row in rows])
+        return [_unproven(result, np.array([x != y for x, y in zip(found, kept, strict=True)]), [row.id for row in rows])]
     return []
 
 
@@ -98,9 +129,14 @@ def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence
     if right is None:
         return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2])
     broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    open_share = unseen(right[0] != right[1], clusters)
-    drop = both[2].model_copy(update={"high": max(both[2].high, open_share)}) if open_share else both[2]
-    return MetricResult(name=name, reference=both[0], lane=both[1], drop=drop, broken=broken, fixed=fixed)
+    result = MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2], broken=broken, fixed=fixed)
+    return _unproven(result, right[0] != right[1], clusters)
+
+
+def _unproven(result: MetricResult, changed: np.ndarray, clusters: Sequence[object]) -> MetricResult:
+    """The result, whose drop reaches as far as the share of changed examples that stays possible where hardly any was seen."""
+    open_share = unseen(changed, clusters)
+    return result.model_copy(update={"drop": result.drop.model_copy(update={"high": max(result.drop.high, open_share)})}) if open_share else result
 
 
 def metric_check(results: Sequence[MetricResult], max_drop: float, how: str, *, labelled: bool) -> Check:

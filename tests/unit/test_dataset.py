@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeexport.artifact import Kind, Task
-from edgeexport.dataset import ROWS_FILE, Dataset, Row, normalized, read_dataset, read_records, read_rows, read_texts
+from edgeexport.dataset import ROWS_FILE, Dataset, Entity, Labels, Row, joined, normalized, read_dataset, read_rows, read_texts
 from edgeexport.errors import DataError, LineageError
-from edgeexport.recipe import DataFile
-from edgeexport.resolve import refuse_leaks
+from edgeexport.recipe import DataFile, DataSection
+from edgeexport.records import read_records
+from edgeexport.resolve import without_leaks
 from edgeexport.store import Store
 
 CLASSES = ("negative", "positive")
@@ -25,8 +27,9 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, task: Task = Task.TEXT_CLASSIFICATION, *, labelled: bool = True, **options: Any) -> Dataset:
-    return read_dataset("evaluation", DataFile(file=Path(path.name), **options), path.parent, task, labelled=labelled, classes=CLASSES)
+def read(path: Path, task: Task = Task.TEXT_CLASSIFICATION, *, labels: Labels = "required", classes: Sequence[str] = CLASSES,
+         **options: Any) -> Dataset:
+    return read_dataset("evaluation", DataFile(file=Path(path.name), **options), path.parent, task, labels=labels, classes=classes)
 
 
 def refused(path: Path, task: Task = Task.TEXT_CLASSIFICATION, **options: Any) -> DataError:
@@ -133,7 +136,7 @@ def test_an_unknown_label_is_told_with_the_models_classes(tmp_path: Path) -> Non
 
 
 def test_calibration_data_need_no_labels(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.csv", "text\nx\n"), labelled=False).rows[0].label is None
+    assert read(write(tmp_path / "a.csv", "text\nx\n"), labels="ignored").rows[0].label is None
 
 
 def test_where_keeps_only_its_rows(tmp_path: Path) -> None:
@@ -190,6 +193,44 @@ def test_two_documents_of_one_id_are_refused(tmp_path: Path) -> None:
     assert "row 3 has the id 'a' of an earlier row" in error.what
 
 
+# -- entities
+
+CONLL = "-DOCSTART- -X- O\n\nU.N.\tNNP\tI-ORG\nofficial NN O\nIda\tNNP\tB-PER\nLee NNP I-PER\nOslo NNP B-LOC\n\n\n, , O\n"
+TAGS = ("O", "B-ORG", "I-ORG", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def test_a_conll_file_gives_texts_with_places_of_entities(tmp_path: Path) -> None:
+    for name, options in (("a.conll", {}), ("a.annotated", {"format": "conll"})):
+        rows = read(write(tmp_path / name, CONLL), Task.TOKEN_CLASSIFICATION, classes=TAGS, **options).rows
+        assert [row.text for row in rows] == ["U.N. official Ida Lee Oslo", ","]
+        assert [[(rows[0].text[entity.start:entity.end], entity.label) for entity in row.entities or ()] for row in rows] == [
+            [("U.N.", "ORG"), ("Ida Lee", "PER"), ("Oslo", "LOC")], []]
+
+
+def test_entities_may_be_given_as_places(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "Ida Lee", "entities": [{"start": 0, "end": 7, "label": "PER"}]}) + "\n")
+    assert read(path, Task.TOKEN_CLASSIFICATION, classes=TAGS).rows[0].entities == (Entity(start=0, end=7, label="PER"),)
+
+
+@pytest.mark.parametrize(("entities", "message"), [
+    ([{"start": 0, "end": 8, "label": "PER"}], "row 1 has an entity from 0 to 8, outside of its text"),
+    ([{"start": 2, "end": 2, "label": "PER"}], "row 1 has an entity from 2 to 2, outside of its text"),
+    ([{"start": 0, "end": 3, "label": "MISC"}], "row 1 has an entity 'MISC', which the model does not know"),
+    ([{"from": 0, "end": 3, "label": "PER"}], "row 1 has entities that cannot be read"),
+    ("PER", "row 1 has entities that cannot be read"),
+    (None, "row 1 has nothing in the field 'entities'"),
+])
+def test_wrong_entities_are_told(tmp_path: Path, entities: Any, message: str) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "Ida Lee", "entities": entities}) + "\n")
+    error = refused(path, Task.TOKEN_CLASSIFICATION, classes=TAGS)
+    assert message in error.what
+
+
+def test_a_conll_word_without_a_tag_is_told_by_line(tmp_path: Path) -> None:
+    error = refused(write(tmp_path / "a.conll", "Ida B-PER\nLee\n"), Task.TOKEN_CLASSIFICATION, classes=TAGS)
+    assert "line 2" in str(error.why)
+
+
 # -- as an input of the graph
 
 
@@ -211,27 +252,30 @@ def dataset(name: str, *texts: str) -> Dataset:
     return Dataset(name=name, rows=tuple(Row(id=f"{name}-{i}", text=text) for i, text in enumerate(texts)), origin=name)
 
 
+def shaping(judging: dict[str, Dataset], given: Dataset, **options: Any) -> Dataset:
+    return without_leaks(judging, [DataFile(file=Path("data.txt"), **options)], [given])
+
+
 @pytest.mark.parametrize("copy", ["Where is my parcel?", "where is MY parcel", "  Where is\tmy  parcel ?!", "Where_is_my_parcel",
                                   "\u201cWhere is my parcel?\u201d", "Ｗhere is my parcel?"])
 def test_a_copy_of_evaluation_text_in_calibration_is_refused_and_shown(copy: str) -> None:
-    data = {"evaluation": dataset("evaluation", "Where is my parcel?", "Something else."), "calibration": dataset("calibration", "New.", copy)}
     with pytest.raises(LineageError) as caught:
-        refuse_leaks(data)
+        shaping({"evaluation": dataset("evaluation", "Where is my parcel?", "Something else.")}, dataset("calibration", "New.", copy))
     assert caught.value.what == "1 evaluation texts are in the calibration data too."
-    assert "'Where is my parcel?'" in str(caught.value.why)
+    assert repr(copy) in str(caught.value.why)
 
 
 def test_other_texts_and_missing_data_are_no_leak() -> None:
-    refuse_leaks({"evaluation": dataset("evaluation", "Where is my parcel?"), "calibration": dataset("calibration", "Where is my cat?")})
-    refuse_leaks({"evaluation": dataset("evaluation", "same")})
-    refuse_leaks({"calibration": dataset("calibration", "same"), "probes": dataset("probes", "same")})  # probes judge parity only
-    assert dataset("evaluation", "a b").fingerprints.keys() != dataset("evaluation", "ab").fingerprints.keys()
+    given = dataset("calibration", "Where is my cat?")
+    assert shaping({"evaluation": dataset("evaluation", "Where is my parcel?")}, given) == given
+    assert shaping({"probes": dataset("probes", "Where is my cat?")}, given) == given  # probes judge parity only
+    assert dataset("evaluation", "a b").fingerprints != dataset("evaluation", "ab").fingerprints
 
 
 def test_only_the_first_overlapping_examples_are_shown_and_shortened() -> None:
     texts = [f"text {i} " + "long " * 30 for i in range(5)]
     with pytest.raises(LineageError) as caught:
-        refuse_leaks({"evaluation": dataset("evaluation", *texts), "calibration": dataset("calibration", *texts)})
+        shaping({"evaluation": dataset("evaluation", *texts)}, dataset("calibration", *texts))
     assert caught.value.what.startswith("5 evaluation texts")
     assert str(caught.value.why).count("…") == 3
     assert len(str(caught.value.why)) < 280
@@ -242,9 +286,44 @@ def test_a_pair_leaks_as_a_pair() -> None:
     same = Dataset(name="calibration", rows=(pair.model_copy(update={"id": "2", "text_pair": "ada wrote it"}),), origin="")
     other = Dataset(name="calibration", rows=(pair.model_copy(update={"id": "2", "text_pair": "Bob wrote it."}),), origin="")
     evaluation = Dataset(name="evaluation", rows=(pair,), origin="")
-    refuse_leaks({"evaluation": evaluation, "calibration": other})
+    assert shaping({"evaluation": evaluation}, other) == other
     with pytest.raises(LineageError):
-        refuse_leaks({"evaluation": evaluation, "calibration": same})
+        shaping({"evaluation": evaluation}, same)
+
+
+def test_what_is_trained_on_may_not_choose_either() -> None:
+    with pytest.raises(LineageError, match="1 development texts are in the training data too"):
+        shaping({"development": dataset("development", "Same.")}, dataset("training", "Other.", "same"))
+
+
+def test_overlapping_rows_are_left_out_where_the_recipe_says_so() -> None:
+    judging = {"evaluation": dataset("evaluation", "One.", "Two."), "development": dataset("development", "Three.")}
+    left = shaping(judging, dataset("training", "one", "three", "four"), skip_overlap=True)
+    assert [row.text for row in left.rows] == ["four"]
+    with pytest.raises(DataError, match="Nothing is left of the training data"):
+        shaping(judging, dataset("training", "one", "three"), skip_overlap=True)
+
+
+def test_questions_that_choose_may_search_the_texts_that_those_that_judge_search() -> None:
+    documents = (Row(id="d", text="The answer.", role="document"),)
+    judging = Dataset(name="evaluation", rows=(*documents, Row(id="e", text="Why?", role="query", label="d")), origin="")
+    choosing = Dataset(name="development", rows=(*documents, Row(id="f", text="How?", role="query", label="d")), origin="")
+    assert shaping({"evaluation": judging}, choosing, corpus=Path("corpus.jsonl")) == choosing
+    with pytest.raises(LineageError):  # but nothing is trained on them
+        shaping({"evaluation": judging}, Dataset(name="training", rows=documents, origin=""))
+
+
+def test_training_data_of_several_files_are_one_set_with_ids_of_its_own(tmp_path: Path) -> None:
+    section = DataSection.model_validate({"training": [{"file": "a.csv"}, {"file": "b.txt"}]})
+    assert section.training == (DataFile(file=Path("a.csv")), DataFile(file=Path("b.txt")))
+    assert DataSection.model_validate({"training": {"file": "a.csv"}}).training == section.training[:1]
+    write(tmp_path / "a.csv", "text,label\nx,1\n")
+    write(tmp_path / "b.txt", "y\nz\n")
+    parts = [read_dataset("training", file, tmp_path, Task.TEXT_CLASSIFICATION, labels="optional", classes=CLASSES) for file in section.training]
+    both = joined("training", parts)
+    assert [(row.text, row.label) for row in both.rows] == [("x", "positive"), ("y", None), ("z", None)]
+    assert len({row.id for row in both.rows}) == 3
+    assert both.origin == "a.csv, b.txt"
 
 
 @given(st.text(max_size=30))

@@ -177,7 +177,7 @@ def test_labelled_data_judge_the_drop_of_the_metric(right: int, verdict: Verdict
     assert drop.verdict is verdict
     assert drop.note == f"{200 - right} answers broken, 0 fixed"
     assert f"task metric: {verdict.value}" in report.scope
-    assert [result.name for result in report.metrics] == ["recall@1", "MRR"]
+    assert [result.name for result in report.metrics] == ["recall@1", "MRR", "recall@5"]
 
 
 def test_where_the_recipe_cuts_texts_the_uncut_original_decides() -> None:

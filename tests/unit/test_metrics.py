@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import seqeval.metrics
 import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeexport.artifact import Task
-from edgeexport.dataset import Row
+from edgeexport.dataset import Entity, Row
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Verdict
 from edgeexport.verify.intervals import Estimate
-from edgeexport.verify.metrics import MetricResult, compare, macro_f1, metric_check, retrieval_ranks
+from edgeexport.verify.metrics import MetricResult, compare, entities, macro_f1, metric_check, retrieval_ranks
 
 LABELS = ("a", "b", "c")
 
@@ -47,8 +49,9 @@ def test_ranks_recall_and_mrr_are_those_by_hand() -> None:
     rows = (*DOCUMENTS, *queries("x", "y", "z", "x"))
     answers = vectors(*AXES, (0.9, 0.2, 0.1), (0.9, 0.2, 0.1), (0.9, 0.2, 0.1), (0.1, 0.5, 0.9))
     assert retrieval_ranks(rows, answers).tolist() == [0, 1, 2, 2]
-    recall, mrr = compare(Task.SENTENCE_SIMILARITY, rows, (), answers, answers)
-    assert (recall.name, mrr.name) == ("recall@1", "MRR")
+    recall, mrr, wide = compare(Task.SENTENCE_SIMILARITY, rows, (), answers, answers)
+    assert (recall.name, mrr.name, wide.name) == ("recall@1", "MRR", "recall@5")
+    assert wide.lane.value == 1
     assert recall.reference.value == recall.lane.value == pytest.approx(1 / 4)
     assert mrr.lane.value == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4)
     assert recall.drop.value == mrr.drop.value == 0
@@ -75,7 +78,7 @@ def test_what_is_no_number_counts_against_the_model(broken: int) -> None:
     ranks = retrieval_ranks(rows, answers)
     assert ranks[0] == {0: 2, 2: 1, 3: 2}[broken]  # the right document, another document, the query
     assert (ranks >= 0).all()
-    recall, mrr = compare(Task.SENTENCE_SIMILARITY, rows, (), vectors(*AXES, (1, 0, 0), (1, 0, 0)), answers)
+    recall, mrr, _ = compare(Task.SENTENCE_SIMILARITY, rows, (), vectors(*AXES, (1, 0, 0), (1, 0, 0)), answers)
     assert recall.lane.value < recall.reference.value
     assert np.isfinite([mrr.lane.value, mrr.drop.high]).all()
 
@@ -140,7 +143,7 @@ def test_a_class_that_is_nowhere_in_the_data_does_not_count() -> None:
     assert macro_f1(np.array([0, 0]), np.array([0, 1]))(np.ones((1, 2)))[0] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("task", [Task.FILL_MASK, Task.QUESTION_ANSWERING, Task.TOKEN_CLASSIFICATION])
+@pytest.mark.parametrize("task", [Task.FILL_MASK, Task.QUESTION_ANSWERING])
 def test_a_task_without_a_metric_gives_none(task: Task) -> None:
     rows = (Row(id="1", text="t"),)
     answers = classes([0])
@@ -152,6 +155,51 @@ def test_a_classifier_that_decides_several_or_no_classes_has_no_accuracy() -> No
     for decision in ([0, 1], []):
         answers = Answers([np.zeros((1, 3), np.float32)], [decision], [3], [False])
         assert compare(Task.TEXT_CLASSIFICATION, rows, LABELS, answers, answers) == []
+
+
+# -- entities
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def tagged(*texts: str) -> Answers:
+    """What a model says of texts: for each word the initial of a tag, such as ``P p O`` for a name of two words and no name."""
+    ids = {"O": 0, "P": 1, "p": 2, "L": 3, "l": 4}
+    decisions = [[ids[tag] for tag in text.split()] for text in texts]
+    spans = [np.array([(10 * i, 10 * i + 5) for i in range(len(row))], np.int64).reshape(-1, 2) for row in decisions]
+    logits = [np.zeros((len(row), 5), np.float32) for row in decisions]
+    return Answers(logits, decisions, [len(row) for row in decisions], [False] * len(texts), spans)
+
+
+def sentences(*texts: str) -> tuple[Row, ...]:
+    """The rows whose truth is what :func:`tagged` says."""
+    return tuple(Row(id=str(i), text="", entities=tuple(Entity(start=start, end=end, label=name) for start, end, name in sorted(spans)))
+                 for i, spans in enumerate(entities(TAGS, tagged(*texts))))
+
+
+@given(st.lists(st.tuples(*[st.lists(st.sampled_from("OPpLl"), min_size=6, max_size=6)] * 3), min_size=1, max_size=8))
+def test_entity_f1_is_that_of_seqeval(texts: list[tuple[list[str], list[str], list[str]]]) -> None:
+    truth, original, lane = ([" ".join(text[i]) for text in texts] for i in range(3))
+    found = compare(Task.TOKEN_CLASSIFICATION, sentences(*truth), TAGS, tagged(*original), tagged(*lane))[0]
+    names = [[[dict(zip("OPpLl", TAGS, strict=True))[tag] for tag in text.split()] for text in side] for side in (truth, original, lane)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = [seqeval.metrics.f1_score(names[0], side, zero_division=0) for side in names[1:]]
+    assert found.name == "entity F1"
+    assert (found.reference.value, found.lane.value) == pytest.approx(tuple(wanted))
+
+
+def test_an_entity_counts_only_with_both_ends_and_its_name() -> None:
+    rows = sentences("P p O L")
+    for answer, f1 in (("P p O L", 1), ("P O O L", 0.5), ("L l O L", 0.5), ("P p P L", 0.8), ("O O O O", 0)):
+        assert compare(Task.TOKEN_CLASSIFICATION, rows, TAGS, tagged(answer), tagged("P p O L"))[0].reference.value == pytest.approx(f1)
+
+
+def test_few_texts_without_a_change_prove_no_small_drop_of_entities() -> None:
+    texts = ["P p O L"] * 20
+    same = compare(Task.TOKEN_CLASSIFICATION, sentences(*texts), TAGS, tagged(*texts), tagged(*texts))[0]
+    assert same.drop.value == 0
+    assert same.drop.high == pytest.approx(1 - 0.025 ** (1 / 20))
 
 
 # -- the check that decides
