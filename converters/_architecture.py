@@ -8,9 +8,12 @@ and the vocabulary's parameters to the whole model with its head.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from edgeexport.artifact import Spec
+from edgeexport.step import Refusal
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +46,7 @@ class Architecture:
     """A family of encoders.
 
     Attributes:
-        layers: path of the list of layers; None where one layer is applied several times, and only its count can be lowered.
+        layers: path of the list of layers; None where the same layers are applied again and again, and only how often can be lowered.
         heads: the channels of attention; those of a head lie side by side. None where heads share more than the channels.
         neurons: the channels inside feed-forward networks.
         vocabulary: parameters with an entry for each token (regular expression of the name) → the dimension that counts them; a model has those
@@ -92,3 +95,48 @@ ARCHITECTURES = {
     # All layers share one table of position biases with an entry for each head.
     "mpnet": Architecture(_BERT.layers, None, _BERT.neurons, _BERT.vocabulary),
 }
+
+
+def linear(scope: torch.nn.Module, path: str) -> torch.nn.Linear:
+    """The linear module at a path below a scope."""
+    return cast("torch.nn.Linear", scope.get_submodule(path))
+
+
+class Layers:
+    """The layers of a model, of which some can be taken out."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Of a model whose architecture is described."""
+        self._model = model
+        self._path = ARCHITECTURES[model.config.model_type].layers
+        self._layers = list(self._holder()) if self._path else [None] * model.config.num_hidden_layers
+
+    def __len__(self) -> int:
+        """How many there were at first."""
+        return len(self._layers)
+
+    def keep(self, numbers: Iterable[int]) -> None:
+        """Have the model run only these, counted from 0 among those that there were at first; in place."""
+        import torch
+
+        kept = [self._layers[number] for number in numbers]
+        if self._path is not None:
+            owner, _, name = self._path.rpartition(".")
+            setattr(self._model.base_model.get_submodule(owner), name, torch.nn.ModuleList(kept))
+        self._model.config.num_hidden_layers = len(kept)
+
+    def _holder(self) -> Iterable[torch.nn.Module]:
+        return cast("torch.nn.ModuleList", self._model.base_model.get_submodule(str(self._path)))
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Channels of an attention head."""
+    sizes = {cast("int", module.attention_head_size) for module in model.modules() if hasattr(module, "attention_head_size")}
+    (size,) = sizes
+    return size
+
+
+def no_description(checkpoint: Spec) -> Refusal:
+    """Why a checkpoint can't be made smaller."""
+    return Refusal(reason=f"which tensors of {checkpoint.architecture} share a channel is not described",
+                   hint=f"described are {', '.join(sorted(ARCHITECTURES))}")

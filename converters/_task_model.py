@@ -78,7 +78,6 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
 
     spec = read_text(directory)
     model = load_model(directory, task, attention="eager")
-    names = output_names(task.value, spec.pooling)
     # MobileBERT joins each token's embedding with those of the tokens before and after it.
     neighbours = bool(getattr(model.config, "trigram_input", False))
     own_code = brings_model(directory)
@@ -101,15 +100,26 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
                 found = self.model(inputs_embeds=self.model.get_input_embeddings()(input_ids) * real, attention_mask=bias, **extra)
             else:
                 found = self.model(input_ids=input_ids, attention_mask=bias, **extra)
-            if names == ("token_embeddings",):
-                vector = found.last_hidden_state
-                return {names[0]: normalized(vector) if spec.normalize else vector}
-            if names == ("sentence_embedding",):
-                vector = pool(found.last_hidden_state, attention_mask, spec.pooling)
-                return {names[0]: normalized(vector) if spec.normalize else vector}
-            return {name: found[name] for name in names}
+            return named_outputs(found, attention_mask, task, spec)
 
     return TaskModule().eval()
+
+
+def named_outputs(found: Any, mask: torch.Tensor, task: Task, spec: TextSpec) -> dict[str, torch.Tensor]:
+    """What Transformers' model gives as the outputs that :mod:`edgeexport.session.tasks` names.
+
+    Args:
+        found: the model's output.
+        mask: integers [batch, seq], 1 for tokens and 0 for padding.
+        task: decides the names.
+        spec: decides pooling and normalization.
+    """
+    names = output_names(task.value, spec.pooling)
+    if task not in {Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY}:
+        return {name: found[name] for name in names}
+    hidden = found.last_hidden_state
+    vector = hidden if names == ("token_embeddings",) else pool(hidden, mask, spec.pooling)
+    return {names[0]: normalized(vector) if spec.normalize else vector}
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str | None) -> torch.Tensor:

@@ -18,11 +18,10 @@ from edgeexport.step import Context, View
 
 from ._own_code import brings_code
 from ._reference import Reference
-from ._task_model import load_model, normalized, pool, read_text
+from ._task_model import load_model, named_outputs, read_text
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 BATCH = 16
 
@@ -106,16 +105,7 @@ class Original:
         batch = {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         with torch.inference_mode():
-            found = self.model(**batch)
-            named: dict[str, torch.Tensor] = {}
-            for name in tasks.output_names(self.head.task, self.text.pooling):
-                if name == "token_embeddings":
-                    value = found.last_hidden_state
-                elif name == "sentence_embedding":
-                    value = pool(found.last_hidden_state, batch["attention_mask"], self.text.pooling)
-                else:
-                    value = found[name]
-                named[name] = normalized(value) if self.text.normalize else value
+            named = named_outputs(self.model(**batch), batch["attention_mask"], Task(self.head.task), self.text)
         return [{name: value[i : i + 1].numpy() for name, value in named.items()} for i in range(len(features))]
 
 

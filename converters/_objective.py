@@ -1,0 +1,135 @@
+"""What a model is trained for, and measured by where a part of it is taken out: its answers, in a form that has gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeexport.artifact import Spec, Task
+from edgeexport.session.tasks import first_tokens, mask_positions
+from edgeexport.session.text import TextSpec
+
+from ._examples import Example, collate
+from ._task_model import named_outputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+VECTORS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
+# Softens the distribution over classes, so that what is unlikely counts too. Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the
+# knowledge in a neural network" (2015), section 2; 2 is what DistilBERT was trained with (V. Sanh and others, 2019).
+TEMPERATURE = 2.0
+# Of the cosines between the texts of a batch, as in contrastive training: neighbours count, far texts hardly. Source: sentence-transformers'
+# MultipleNegativesRankingLoss, scale 20.
+SIMILARITY_SCALE = 20.0
+
+
+class Objective:
+    """The answers of a model for a task, and how far apart two are.
+
+    Attributes:
+        task: the task.
+        text: how text becomes the model's inputs.
+        one_class: whether logits choose one class of several.
+    """
+
+    def __init__(self, spec: Spec, text: TextSpec) -> None:
+        """For checkpoints of this spec."""
+        self.task, self.text = spec.require_task(), text
+        kind = spec.facts.get("problem_type")
+        several = self.task is Task.TEXT_CLASSIFICATION and (kind in {"multi_label_classification", "regression"} or len(spec.facts["labels"]) == 1)
+        self.one_class = self.task not in VECTORS and self.task is not Task.QUESTION_ANSWERING and not several
+
+    def run(self, model: PreTrainedModel, examples: Sequence[Example], **options: Any) -> tuple[torch.Tensor, Any]:
+        """The answers to a batch, and Transformers' output.
+
+        Args:
+            model: as :func:`load_model` gives it.
+            examples: the batch.
+            options: more arguments of the model, such as ``output_hidden_states``.
+
+        Returns:
+            float32 [rows, values]: for each text its vector or logits; for tasks that answer by token, those of each word's first token, each
+            mask, or of each anchor where a span is looked for.
+        """
+        batch = collate(examples, self.text)
+        found = model(**batch, **options)
+        outputs = named_outputs(found, batch["attention_mask"], self.task, self.text)
+        return self._rows(outputs, examples), found
+
+    def _rows(self, outputs: dict[str, torch.Tensor], examples: Sequence[Example]) -> torch.Tensor:
+        import torch
+
+        if len(outputs) == 2:
+            values = torch.stack(list(outputs.values()), dim=-1)
+        else:
+            (values,) = outputs.values()
+        if values.dim() == 2:
+            return values
+        places = [(number, position) for number, example in enumerate(examples) for position in self.positions(example)]
+        rows, columns = zip(*places, strict=True)
+        return values[list(rows), list(columns)]
+
+    def positions(self, example: Example) -> list[int]:
+        """Positions of the tokens that answer, for tasks that answer by token."""
+        if self.task is Task.TOKEN_CLASSIFICATION:
+            return first_tokens(example.encoded)
+        if self.task is Task.FILL_MASK:
+            return [int(position) for position in mask_positions(self.text, example.encoded)]
+        return list(example.anchors.values())
+
+    def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far answers are from what another model answers, both float32 [rows, values]: a number of about 1 where nothing is right.
+
+        Vectors: 1 - cosine. Classes: Kullback-Leibler divergence of softened distributions. Other logits: squared difference.
+        """
+        import torch
+        from torch.nn import functional
+
+        if self.task in VECTORS:
+            return (1 - functional.cosine_similarity(answers, wanted, dim=-1)).mean()
+        if self.one_class:
+            given, other = (functional.log_softmax(logits / TEMPERATURE, dim=-1) for logits in (wanted, answers))
+            return TEMPERATURE**2 * functional.kl_div(other, given, log_target=True, reduction="batchmean")
+        return torch.mean((answers - wanted) ** 2)
+
+    def similarity_distance(self, vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far the similarities within a batch are from those of another model's vectors: divergence of the distributions over neighbours."""
+        import torch
+        from torch.nn import functional
+
+        found = []
+        for each in (vectors, wanted):
+            unit = functional.normalize(each, dim=-1)
+            scores = SIMILARITY_SCALE * unit @ unit.T
+            itself = torch.eye(len(unit), dtype=torch.bool)  # nearest to each text is the text
+            found.append(functional.log_softmax(scores.masked_fill(itself, -1e4), dim=-1))
+        return functional.kl_div(found[0], found[1], log_target=True, reduction="batchmean")
+
+    def error(self, answers: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor | None:
+        """Cross entropy of the labelled examples; None where none is labelled."""
+        import torch
+        from torch.nn import functional
+
+        wanted: list[int] = []
+        for example in examples:
+            count = len(self.positions(example)) if self.task is Task.TOKEN_CLASSIFICATION else 1
+            wanted += example.truth if example.truth is not None else [-1] * count
+        if not self.one_class or all(truth == -1 for truth in wanted):
+            return None
+        return functional.cross_entropy(answers, torch.tensor(wanted), ignore_index=-1)
+
+    def sampled_error(self, answers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A loss whose squared gradients are the Fisher information: that of an answer drawn from the model's own distribution.
+
+        Source: J. Martens, "New insights and perspectives on the natural gradient method" (2020), section 5. Of vectors and free logits the
+        distribution is a normal one around them.
+        """
+        import torch
+        from torch.nn import functional
+
+        if self.one_class:
+            drawn = torch.multinomial(answers.softmax(dim=-1), 1, generator=generator)[:, 0]
+            return functional.cross_entropy(answers, drawn, reduction="sum")
+        return (answers * torch.randn(answers.shape, generator=generator)).sum()

@@ -1,0 +1,74 @@
+"""Which layers a model can do without: they are taken out one after the other, each time the one that is missed least."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._architecture import ARCHITECTURES, Layers, no_description
+from ._examples import by_length, evenly, read_examples
+from ._objective import Objective
+from ._task_model import load_model, read_text
+
+LAYERS_FILE = "layers.json"
+BATCH = 16
+
+
+class MeasureLayers(Step):
+    """Take layers out greedily and measure how far the answers move.
+
+    Attributes:
+        examples: on how many texts.
+    """
+
+    name: ClassVar[str] = "measure_layers"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT}), "training": frozenset({Kind.DATASET})}
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
+    extra: ClassVar[str | None] = "convert"
+    seconds_guess: ClassVar[float] = 20.0
+
+    examples: int = 64
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """The order in which layers go; refuses an architecture that is not described."""
+        checkpoint = inputs["checkpoint"]
+        if checkpoint.architecture not in ARCHITECTURES:
+            return no_description(checkpoint)
+        return Spec(kind=Kind.EVIDENCE, task=checkpoint.task)
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Write the layers' numbers in the order in which they go, with the distance of the answers after each."""
+        import torch
+
+        torch.set_num_threads(context.threads)
+        checkpoint = inputs["checkpoint"]
+        context.report(None, "loading the model")
+        model = load_model(checkpoint.path, checkpoint.spec.require_task())
+        objective = Objective(checkpoint.spec, read_text(checkpoint.path))
+        batches = list(by_length(evenly(read_examples(checkpoint, inputs["training"].path), self.examples), BATCH))
+        layers = Layers(model)
+        kept = list(range(len(layers)))
+        gone: list[int] = []
+        distances: list[float] = []
+        with torch.inference_mode():
+            wanted = [objective.run(model, batch)[0] for batch in batches]
+
+            def distance(without: int) -> float:
+                layers.keep(layer for layer in kept if layer != without)
+                found = [objective.distance(objective.run(model, batch)[0], answers).item() for batch, answers in zip(batches, wanted, strict=True)]
+                return sum(found) / len(found)
+
+            while len(kept) > 1:
+                context.report(len(gone) / (len(layers) - 1), f"{len(kept)} layers left")
+                missed = {layer: distance(layer) for layer in kept}
+                least = min(missed, key=lambda layer: missed[layer])
+                kept.remove(least)
+                gone.append(least)
+                distances.append(missed[least])
+        (out / LAYERS_FILE).write_text(json.dumps({"order": gone, "distance": distances}), encoding="utf-8")
+        return Spec(kind=Kind.EVIDENCE, task=checkpoint.spec.task)

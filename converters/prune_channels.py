@@ -1,0 +1,114 @@
+"""A checkpoint with fewer attention heads and neurons: the least important ones of the whole model, so that layers differ in width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._architecture import ARCHITECTURES, Channels, head_size, linear, no_description
+from ._pruned_model import pruned_spec, save_model
+from ._task_model import load_model
+from .measure_channels import CHANNELS_FILE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# Kernels work on so many numbers at once; a width between costs the time of the next. Source: 512-bit registers hold 16 float32.
+NEURON_STEP = 16
+
+
+class PruneChannels(Step):
+    """Take out heads and neurons.
+
+    Attributes:
+        heads: share of all attention heads to keep; each layer keeps one.
+        neurons: share of all neurons to keep; each network keeps NEURON_STEP, and widths are multiples of it.
+    """
+
+    name: ClassVar[str] = "prune_channels"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT}), "importance": frozenset({Kind.EVIDENCE})}
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
+    extra: ClassVar[str | None] = "convert"
+    seconds_guess: ClassVar[float] = 10.0
+
+    heads: float = Field(1.0, gt=0, le=1)
+    neurons: float = Field(1.0, gt=0, le=1)
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """A checkpoint of the same kind with fewer weights; refuses heads that share more than channels."""
+        checkpoint = inputs["checkpoint"]
+        architecture = ARCHITECTURES.get(checkpoint.architecture or "")
+        if architecture is None:
+            return no_description(checkpoint)
+        if self.heads < 1 and architecture.heads is None:
+            return Refusal(reason=f"the heads of {checkpoint.architecture} share a table of positions", hint="prune its neurons and layers")
+        return checkpoint
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Write the model without what counts least."""
+        import numpy as np
+
+        path, spec = inputs["checkpoint"]
+        context.report(None, "loading the model")
+        model = load_model(path, spec.require_task())
+        architecture = ARCHITECTURES[str(spec.architecture)]
+        kept = {}
+        with np.load(inputs["importance"].path / CHANNELS_FILE) as importance:
+            for name, channels, share, width, step in (("heads", architecture.heads, self.heads, head_size(model), 1),
+                                                       ("neurons", architecture.neurons, self.neurons, 1, NEURON_STEP)):
+                if share < 1 and channels is not None:
+                    places = list(channels.places(model))
+                    chosen = choose([importance[f"{name}-{number}"] for number in range(len(places))], share, step)
+                    for place, groups in zip(places, chosen, strict=True):
+                        keep_channels(place, channels, (groups[:, None] * width + np.arange(width)).ravel())
+                    kept[name] = [len(groups) for groups in chosen]
+        context.report(None, "writing")
+        save_model(model, path, out)
+        return pruned_spec(model, spec, out, **kept)
+
+
+def choose(importance: Sequence[np.ndarray], share: float, step: int) -> list[np.ndarray]:
+    """Which channels of each place to keep: the most important ones of all places together.
+
+    Args:
+        importance: for each place float32 [channels].
+        share: of all channels, how many to keep.
+        step: each place keeps a multiple of it, as near as can be, and at least one.
+
+    Returns:
+        For each place int64 [kept], rising.
+    """
+    import numpy as np
+
+    order = np.argsort(-np.concatenate(importance), kind="stable")
+    counted = np.concatenate([np.full(len(values), place) for place, values in enumerate(importance)])
+    counts = np.bincount(counted[order[:round(share * len(order))]], minlength=len(importance))
+    found = []
+    for values, count in zip(importance, counts.tolist(), strict=True):
+        width = min(max(round(count / step), 1) * step, len(values))
+        found.append(np.sort(np.argsort(-values, kind="stable")[:width]))
+    return found
+
+
+def keep_channels(place: torch.nn.Module, channels: Channels, kept: np.ndarray) -> None:
+    """Take all other channels out of the modules that make and read them, in place."""
+    import torch
+
+    index = torch.from_numpy(kept)
+    for name in channels.made_by:
+        module = linear(place, name)
+        module.weight = torch.nn.Parameter(module.weight.detach()[index].clone())
+        if module.bias is not None:
+            module.bias = torch.nn.Parameter(module.bias.detach()[index].clone())
+        module.out_features = len(index)
+    for name in channels.read_by:
+        module = linear(place, name)
+        module.weight = torch.nn.Parameter(module.weight.detach()[:, index].clone())
+        module.in_features = len(index)
