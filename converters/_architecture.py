@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeexport.artifact import Spec
 from edgeexport.step import Refusal
@@ -109,7 +109,7 @@ class Layers:
         """Of a model whose architecture is described."""
         self._model = model
         self._path = ARCHITECTURES[model.config.model_type].layers
-        self._layers = list(self._holder()) if self._path else [None] * model.config.num_hidden_layers
+        self._layers: list[Any] = list(self._holder()) if self._path else [None] * model.config.num_hidden_layers
 
     def __len__(self) -> int:
         """How many there were at first."""

@@ -26,12 +26,14 @@ class Example:
     """A text as tokens.
 
     Attributes:
+        row: its number in the data set.
         encoded: the tokens.
         anchors: key of a token → its position, for each token that another tokenizer of the same words has too: special tokens, by their
             number, and the first token of each word, by the text of the pair and the number of the word.
         truth: what is right, as numbers of classes: of the text, or of each word; None where nobody says.
     """
 
+    row: int
     encoded: Encoded
     anchors: dict[tuple[int, int], int]
     truth: tuple[int, ...] | None
@@ -58,14 +60,14 @@ def read_examples(checkpoint: View, dataset: Path, longest: int | None = None) -
                           "only_second" if task is Task.QUESTION_ANSWERING else "longest_first")
     labels = checkpoint.spec.facts.get("labels") or []
     found = []
-    for row in read_rows(dataset / ROWS_FILE):
+    for number, row in enumerate(read_rows(dataset / ROWS_FILE)):
         try:
             encoded = tokenizer.encode(spec.prefixed(row.text, row.role), row.text_pair)
         except NoRoom:
             continue
         if task is Task.FILL_MASK and not (encoded.ids == spec.mask_id).any():
             continue
-        found.append(Example(encoded, anchors(encoded), truth(task, row, encoded, labels)))
+        found.append(Example(number, encoded, anchors(encoded), truth(task, row, encoded, labels)))
     if not found:
         raise DataError("No text of the data can be learned from.", why="none fits" if task is not Task.FILL_MASK else "none has a mask token")
     return found

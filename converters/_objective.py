@@ -53,7 +53,8 @@ class Objective:
             float32 [rows, values]: for each text its vector or logits; for tasks that answer by token, those of each word's first token, each
             mask, or of each anchor where a span is looked for.
         """
-        batch = collate(examples, self.text)
+        device = next(model.parameters()).device
+        batch = {name: values.to(device) for name, values in collate(examples, self.text).items()}
         found = model(**batch, **options)
         outputs = named_outputs(found, batch["attention_mask"], self.task, self.text)
         return self._rows(outputs, examples), found
@@ -70,6 +71,11 @@ class Objective:
         places = [(number, position) for number, example in enumerate(examples) for position in self.positions(example)]
         rows, columns = zip(*places, strict=True)
         return values[list(rows), list(columns)]
+
+    def count(self, example: Example) -> int:
+        """How many rows of answers an example has."""
+        by_token = self.task in {Task.TOKEN_CLASSIFICATION, Task.FILL_MASK, Task.QUESTION_ANSWERING} or self.text.pooling == "none"
+        return len(self.positions(example)) if by_token else 1
 
     def positions(self, example: Example) -> list[int]:
         """Positions of the tokens that answer, for tasks that answer by token."""
@@ -103,7 +109,7 @@ class Objective:
         for each in (vectors, wanted):
             unit = functional.normalize(each, dim=-1)
             scores = SIMILARITY_SCALE * unit @ unit.T
-            itself = torch.eye(len(unit), dtype=torch.bool)  # nearest to each text is the text
+            itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)  # nearest to each text is the text
             found.append(functional.log_softmax(scores.masked_fill(itself, -1e4), dim=-1))
         return functional.kl_div(found[0], found[1], log_target=True, reduction="batchmean")
 
@@ -114,11 +120,10 @@ class Objective:
 
         wanted: list[int] = []
         for example in examples:
-            count = len(self.positions(example)) if self.task is Task.TOKEN_CLASSIFICATION else 1
-            wanted += example.truth if example.truth is not None else [-1] * count
+            wanted += example.truth if example.truth is not None else [-1] * self.count(example)
         if not self.one_class or all(truth == -1 for truth in wanted):
             return None
-        return functional.cross_entropy(answers, torch.tensor(wanted), ignore_index=-1)
+        return functional.cross_entropy(answers, torch.tensor(wanted, device=answers.device), ignore_index=-1)
 
     def sampled_error(self, answers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A loss whose squared gradients are the Fisher information: that of an answer drawn from the model's own distribution.
