@@ -86,7 +86,8 @@ class _Evidence:
         resolved, recipe = self._resolved, self._resolved.recipe
         self.question = Question(
             task=resolved.spec.require_task(), labels=resolved.spec.facts["labels"], parameters=resolved.spec.parameters,
-            datasets=resolved.datasets, reference=self.reference, margins=recipe.parity, max_drop=recipe.metric.max_drop,
+            datasets=resolved.datasets, reference=self.reference,
+            original=self.answers(self._plan.original), margins=recipe.parity, max_drop=recipe.metric.max_drop,
             budget=recipe.budget, host_isa=host.isa(), host=host.describe())
 
     def path(self, node: str | None, name: str) -> Path:

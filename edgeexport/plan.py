@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgeexport.artifact import Artifact, Kind, Spec
 from edgeexport.catalog import make_step
+from edgeexport.compression import plan_compression
 from edgeexport.errors import PlanError
+from edgeexport.graph import Graph, Node
 from edgeexport.policy import Policy
 from edgeexport.resolve import Resolved
 from edgeexport.source import Leaf
-from edgeexport.step import Refusal, Step
-from edgeexport.store import action_key
+from edgeexport.step import Refusal
 from edgeexport.target import Lane, Target
 
 SHORTEST_LENGTH = 16
@@ -49,29 +49,6 @@ class Host:
     fingerprint: str
     agent: str
     environments: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Node:
-    """A step in its place.
-
-    Attributes:
-        id: a readable name, unique in the plan.
-        step: the step.
-        inputs: input name → id of the node that makes it, or ``@`` and the name of a leaf.
-        spec: what will come out.
-        parts: what the key is made of.
-        key: the action key.
-        alone: whether nothing may run beside it.
-    """
-
-    id: str
-    step: Step
-    inputs: Mapping[str, str]
-    spec: Spec
-    parts: Mapping[str, Any]
-    key: str
-    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +92,8 @@ class Plan:
         leaves: name → input from outside.
         lanes: all lanes of all targets, offered or not.
         checkpoint: id of the node that loads the checkpoint.
-        reference: id of the node with the original's answers.
+        reference: id of the node with the answers that parity is measured against: in float32, those of the checkpoint that is exported.
+        original: where that one was made smaller, id of the node with the original's answers to the evaluation data; else the reference.
     """
 
     nodes: Mapping[str, Node]
@@ -123,6 +101,7 @@ class Plan:
     lanes: tuple[LanePlan, ...]
     checkpoint: str
     reference: str
+    original: str
 
     def key_of(self, reference: str) -> str:
         """The key of a node, or the digest of a leaf, by how inputs refer to it."""
@@ -135,7 +114,7 @@ class Plan:
     @property
     def wanted(self) -> list[str]:
         """The ids of the nodes whose artifacts bundles and verdicts are made of."""
-        ends = [self.reference]
+        ends = [self.reference, self.original]
         for lane in self.lanes:
             ends += lane.ends
         return list(dict.fromkeys(ends))
@@ -150,7 +129,7 @@ class Plan:
         optional = [lane for lane in self.lanes if not lane.lane.required and lane.target.name in with_required]
         others = [lane for lane in self.lanes if lane not in optional]
         return self._with_inputs(node for lane in optional for node in lane.ends) - self._with_inputs(
-            [self.reference, *(node for lane in others for node in lane.ends)])
+            [self.reference, self.original, *(node for lane in others for node in lane.ends)])
 
     def _with_inputs(self, ends: Iterable[str]) -> frozenset[str]:
         """The nodes and all that they need, directly or not."""
@@ -168,51 +147,6 @@ class Plan:
         return [node for node in self.nodes.values() if node_id in node.inputs.values()]
 
 
-@dataclass
-class _Graph:
-    """Adds steps; a step that is there already is not added again."""
-
-    leaves: dict[str, Leaf]
-    nodes: dict[str, Node] = field(default_factory=dict)
-
-    def add(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str | Refusal:
-        """Add a step; returns its id, that of an equal step which is there already, or why it is not possible."""
-        specs = {name: self._spec(reference) for name, reference in inputs.items()}
-        for name, kinds in step.consumes.items():
-            if specs[name].kind not in kinds:
-                raise PlanError(f"{step.name} can't take a {specs[name].kind} as its {name}.")
-        spec = step.infer(specs)
-        if isinstance(spec, Refusal):
-            return spec
-        parts = step.key_parts()
-        keys = {name: self._key(reference) for name, reference in inputs.items()}
-        key = action_key(parts, keys)
-        for node in self.nodes.values():
-            if node.key == key:
-                return node.id
-        node_id = self._free(node_id)
-        self.nodes[node_id] = Node(node_id, step, dict(inputs), spec, parts | {"inputs": keys}, key, alone)
-        return node_id
-
-    def must(self, node_id: str, step: Step, inputs: Mapping[str, str], *, alone: bool = False) -> str:
-        """The same for a step that the plan can't do without."""
-        added = self.add(node_id, step, inputs, alone=alone)
-        if isinstance(added, Refusal):
-            raise PlanError(f"{node_id} is not possible.", why=added.reason, hint=added.hint)
-        return added
-
-    def _free(self, node_id: str) -> str:
-        """The id, or with a number where another step has it: two targets may mean different things by the same words."""
-        ids = (node_id if number == 1 else f"{node_id} ({number})" for number in itertools.count(1))
-        return next(each for each in ids if each not in self.nodes)
-
-    def _spec(self, reference: str) -> Spec:
-        return self.leaves[reference[1:]].artifact.spec if reference.startswith("@") else self.nodes[reference].spec
-
-    def _key(self, reference: str) -> str:
-        return self.leaves[reference[1:]].artifact.digest if reference.startswith("@") else self.nodes[reference].key
-
-
 def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan:
     """The graph that builds and measures every lane of the targets; without targets, that of the reference alone.
 
@@ -221,10 +155,11 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     """
     _require_fit(resolved, targets)
     source = with_digests(resolved.source)
-    graph = _Graph({"source": source, **resolved.leaves})
+    graph = Graph({"source": source, **resolved.leaves})
     origin = ORIGINS[resolved.spec.kind]
     load = make_step("load_checkpoint", spec=resolved.spec, text=resolved.text.as_dict())
-    checkpoint = graph.must("load_checkpoint", load, {"source": "@source"})
+    loaded = graph.must("load_checkpoint", load, {"source": "@source"})
+    checkpoint = plan_compression(graph, resolved, loaded)
 
     judging = {name: f"@{name}" for name in resolved.judging}
     lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)
@@ -239,9 +174,18 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
     cut_early = resolved.text.max_length < resolved.text.own_max_length
     untruncated = tuple(name for name in judging if name == "evaluation" and cut_early)
-    reference = graph.must(origin.reference, make_step(origin.reference, datasets=tuple(judging), untruncated=untruncated),
-                           {"checkpoint": checkpoint, **judging})
-    return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference)
+
+    def answers_of(model: str, names: Sequence[str]) -> str:
+        step = make_step(origin.reference, datasets=tuple(names), untruncated=tuple(name for name in names if name in untruncated))
+        return graph.must(f"{origin.reference}[{model}]" if model != loaded else origin.reference, step,
+                          {"checkpoint": model, **{name: judging[name] for name in names}})
+
+    if checkpoint == loaded or "evaluation" not in judging:
+        # Without labels nothing but the original's own answers can judge what compression cost.
+        reference = original = answers_of(loaded, tuple(judging))
+    else:
+        reference, original = answers_of(checkpoint, tuple(judging)), answers_of(loaded, ["evaluation"])
+    return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, original)
 
 
 def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
@@ -257,7 +201,7 @@ def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
                         hint=f"end export.lengths at {longest}, or set model.max_length = {lengths[-1]}")
 
 
-def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:
+def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:
     task = resolved.spec.require_task()
     if task not in lane.tasks:
         return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"), served=False)
@@ -282,7 +226,7 @@ def _plan_lane(graph: _Graph, resolved: Resolved, target: Target, lane: Lane, ch
     return LanePlan(target, lane, variant, payload, answers, speed, inspection)
 
 
-def _model(graph: _Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
+def _model(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model."""
     export = ORIGINS[resolved.spec.kind].export[lane.format]
     options: dict[str, Any] = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}

@@ -53,6 +53,50 @@ class PrecisionSection(Model):
     lanes: dict[str, Precision] = {}
 
 
+class VocabularySection(Model):
+    """A smaller vocabulary: the tokens that the texts need, and whatever keeps every text readable."""
+
+    size: int = Field(gt=0, description="Tokens to keep, at most.")
+
+
+class PruneSection(Model):
+    """Parts taken out of the model: what counts least on the training data."""
+
+    layers: int | None = Field(None, ge=1, description="Layers to keep.")
+    heads: float = Field(1.0, gt=0, le=1, description="Share of the attention heads to keep, over all layers.")
+    neurons: float = Field(1.0, gt=0, le=1, description="Share of the neurons in feed-forward networks to keep, over all layers.")
+    importance: Literal["gradient", "magnitude"] = Field("gradient", description="By gradients on the training data, or by weights alone.")
+
+
+class DistillSection(Model):
+    """Training towards the original's answers; weights of the parts of the loss, of which 0 leaves one out."""
+
+    epochs: float = Field(4.0, gt=0, description="Passes over the training data.")
+    batch: int = Field(32, ge=1, description="Texts a step.")
+    learning_rate: float = Field(5e-4, gt=0)
+    patience: int = Field(4, ge=1, description="End after so many evaluations on the development data without progress.")
+    seed: int = 0
+    embeddings: bool = Field(False, description="Train the table of token vectors too.")
+    answers: float = Field(1.0, ge=0, description="The answers: vectors, or distributions over classes.")
+    similarities: float | None = Field(None, ge=0, description="Similarities within a batch, for vectors; default 0.3 for them.")
+    hidden: float = Field(1.0, ge=0, description="Hidden states after the last layer.")
+    relations: float = Field(0.0, ge=0, description="Attention relations of the last layers.")
+    labels: float | None = Field(None, ge=0, description="The labels of the training data; default 0.5 where there are some.")
+
+
+class CompressSection(Model):
+    """How the checkpoint is made smaller before it is exported, in this order."""
+
+    vocabulary: VocabularySection | None = None
+    prune: PruneSection | None = None
+    distill: DistillSection | None = None
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether another model than the original is exported."""
+        return any((self.vocabulary, self.prune, self.distill))
+
+
 class DataFile(Model):
     """A file with one row per example: .jsonl, .csv, .tsv, .conll, or .txt with one text per line.
 
@@ -104,6 +148,7 @@ class Recipe(Model):
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     model: ModelSection
+    compress: CompressSection = CompressSection()
     export: ExportSection = ExportSection()
     precision: PrecisionSection = PrecisionSection()
     data: DataSection = DataSection()

@@ -12,7 +12,8 @@ from typing import Literal
 from filelock import Timeout
 
 from edgeexport.errors import EdgeExportError, MissingExtra
-from edgeexport.plan import Node, Plan
+from edgeexport.graph import Node
+from edgeexport.plan import Plan
 from edgeexport.run_step import Cancelled, StepRequest, StoredInput, run_step
 from edgeexport.source import Leaf
 from edgeexport.step import version_of

@@ -11,7 +11,8 @@ from rich.tree import Tree
 
 from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json, seconds
-from edgeexport.plan import Node, Plan
+from edgeexport.graph import Node
+from edgeexport.plan import Plan
 from edgeexport.prepare import prepare
 from edgeexport.schedule import pending, similar_runs
 from edgeexport.store import Entry, Store, describe_change

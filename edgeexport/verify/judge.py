@@ -32,8 +32,10 @@ class Question:
         labels: the names of the classes.
         parameters: number of unique weights, for ratios of size.
         datasets: name → the rows that were answered.
-        reference: name → the original's answers, with texts cut as in the lanes; where that is earlier than the checkpoint must, also
-            its answers to the uncut evaluation data, by the name that :func:`untruncated` gives.
+        reference: name → the answers in float32 that lanes are compared with, with texts cut as in the lanes: the original's, or those of
+            the checkpoint that was made of it and is judged by the task metric.
+        original: the original's answers to the evaluation data; where texts are cut earlier than it must, also those to the uncut
+            data, by the name that :func:`untruncated` gives.
         margins: bounds of parity that the recipe sets.
         max_drop: margin of the task metric.
         budget: the recipe's limits; they come before the target's.
@@ -46,6 +48,7 @@ class Question:
     parameters: int | None
     datasets: Mapping[str, Dataset]
     reference: Mapping[str, Answers]
+    original: Mapping[str, Answers]
     margins: Mapping[str, float]
     max_drop: float
     budget: Budget
@@ -73,7 +76,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     metrics: list[MetricResult] = []
     uncut: list[MetricResult] = []
     if "evaluation" in answers:
-        metrics, uncut = lane_metrics(question.task, question.datasets["evaluation"], question.labels, question.reference, answers["evaluation"])
+        metrics, uncut = lane_metrics(question.task, question.datasets["evaluation"], question.labels, question.original, answers["evaluation"])
     checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled="evaluation" in answers))
     checks += budget_checks(question, target, model.bytes, speed, how)
     precision = variant.removeprefix(f"{lane.format}-")
@@ -94,15 +97,15 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         speed=SpeedReport(**{**speed, "latency_ms": {int(length): times for length, times in speed["latency_ms"].items()}}, how=how))
 
 
-def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], reference: Mapping[str, Answers],
+def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], original: Mapping[str, Answers],
                  lane: Answers) -> tuple[list[MetricResult], list[MetricResult]]:
     """The task metrics against the original with texts cut as in the lane, and against the uncut original.
 
     The second are empty where nothing could be cut; else the drop that counts is theirs.
     """
-    own = reference["evaluation"]
+    own = original["evaluation"]
     metrics = compare(task, data.rows, labels, own, lane)
-    uncut = reference.get(untruncated("evaluation"))
+    uncut = original.get(untruncated("evaluation"))
     if uncut is None:
         return metrics, []
     return metrics, compare(task, data.rows, labels, uncut, lane) if any(own.truncated) else metrics

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from edgeexport import errors
 from edgeexport.artifact import Kind, Spec
-from edgeexport.plan import Plan, _Graph
+from edgeexport.graph import Graph
+from edgeexport.plan import Plan
 from edgeexport.step import Context, Refusal, Step, View
 
 FILE = "text.txt"
@@ -179,7 +180,8 @@ class Needy(Write):
 
 def plan_of(steps: Mapping[str, tuple[Step, Mapping[str, str]]], alone: frozenset[str] = frozenset()) -> Plan:
     """A plan of steps with their inputs, each after those that it needs."""
-    graph = _Graph({})
+    graph = Graph({})
     for node_id, (step, inputs) in steps.items():
         graph.must(node_id, step, inputs, alone=node_id in alone)
-    return Plan(graph.nodes, {}, (), "", next(iter(graph.nodes), ""))
+    first = next(iter(graph.nodes), "")
+    return Plan(graph.nodes, {}, (), "", first, first)

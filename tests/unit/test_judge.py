@@ -42,7 +42,8 @@ def question(**changes: Any) -> Question:
     fields: dict[str, Any] = {"task": Task.SENTENCE_SIMILARITY, "labels": (), "parameters": 22_000_000, "datasets": {"probes": probes},
                               "reference": {"probes": vectors()}, "margins": {}, "max_drop": 0.02, "budget": Budget(),
                               "host_isa": "x86_64", "host": "host x86-64"}
-    return Question(**fields | changes)
+    fields |= changes
+    return Question(**{"original": fields["reference"]} | fields)
 
 
 def judged(asked: Question | None = None, *, lane: Answers | None = None, device: Target | None = None, model: ModelReport = MODEL,

@@ -29,7 +29,7 @@ LAYERS = (
     "errors", "session", "data", "take_place",
     "artifact", "toml_file", "policy", "target", "recipe",
     "saved_model_signature", "checkpoint", "saved_model", "store", "source",
-    "step", "catalog", "records", "dataset", "probes", "resolve", "plan",
+    "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
     "verify", "report", "bundle", "distribute", "prepare", "build", "verify_bundle", "cli", "__main__",
 )

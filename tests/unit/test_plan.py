@@ -16,7 +16,8 @@ from edgeexport.artifact import Artifact, Blob, Kind, Spec, Task
 from edgeexport.catalog import make_step
 from edgeexport.dataset import Dataset, Row
 from edgeexport.errors import PlanError, UnknownName
-from edgeexport.plan import Host, Plan, _Graph, buckets, default_lengths, make_plan
+from edgeexport.graph import Graph
+from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
 from edgeexport.recipe import Recipe
 from edgeexport.resolve import Resolved
 from edgeexport.session.text import TextSpec
@@ -125,7 +126,7 @@ def test_one_key_is_one_node(steps: list[tuple[str, list[int]]]) -> None:
     meanings: dict[str, Any] = {}
     for name, (step, needs) in built.items():
         meanings[name] = (step.text, tuple(meanings[f"n{j}"] for j in needs))
-    graph, real = _Graph({}), {}
+    graph, real = Graph({}), {}
     for name, (step, needs) in built.items():
         real[name] = graph.must(name, step, {f"i{place}": real[f"n{j}"] for place, j in enumerate(needs)})
     assert len(graph.nodes) == len(set(meanings.values()))
@@ -136,14 +137,14 @@ def test_one_key_is_one_node(steps: list[tuple[str, list[int]]]) -> None:
 
 
 def test_equal_ids_of_different_steps_do_not_hide_each_other() -> None:
-    graph = _Graph({})
+    graph = Graph({})
     names = [graph.must("write", Write(text=text), {}) for text in "aba"]
     assert names == ["write", "write (2)", "write"]
     assert [graph.nodes[name].step for name in names] == [Write(text="a"), Write(text="b"), Write(text="a")]
 
 
 def test_a_step_refuses_an_input_of_the_wrong_kind() -> None:
-    graph = _Graph({"source": leaf(Kind.SOURCE, "w")})
+    graph = Graph({"source": leaf(Kind.SOURCE, "w")})
     with pytest.raises(PlanError, match="export_onnx can't take a source as its checkpoint"):
         graph.must("export_onnx", make_step("export_onnx", opset=18), {"checkpoint": "@source"})
 

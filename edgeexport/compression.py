@@ -1,0 +1,83 @@
+"""How a recipe's `[compress]` becomes steps: a smaller vocabulary, parts taken out, and training towards the original."""
+
+from __future__ import annotations
+
+from edgeexport.artifact import Task
+from edgeexport.catalog import make_step
+from edgeexport.checkpoint import VECTOR_TASKS
+from edgeexport.errors import PlanError
+from edgeexport.graph import Graph
+from edgeexport.recipe import DistillSection, PruneSection
+from edgeexport.resolve import Resolved
+
+SIMILARITIES = 0.3
+LABELS = 0.5
+
+
+def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
+    """Add the steps that make the checkpoint smaller.
+
+    Args:
+        graph: gets them.
+        resolved: the recipe and its data.
+        original: id of the node that loads the checkpoint.
+
+    Returns:
+        The id of the node whose checkpoint is exported.
+
+    Raises:
+        PlanError: a method has no data, or can't work on this model.
+    """
+    section, checkpoint = resolved.recipe.compress, original
+    if section.vocabulary is not None:
+        trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",))
+        checkpoint = graph.must("trim_vocabulary", trim, {"checkpoint": checkpoint, "training": _training(resolved, "compress.vocabulary")})
+    if section.prune is not None:
+        checkpoint = _prune(graph, resolved, section.prune, checkpoint)
+    if section.distill is not None:
+        checkpoint = _distill(graph, resolved, section.distill, original, checkpoint)
+    return checkpoint
+
+
+def _training(resolved: Resolved, key: str) -> str:
+    """The training data as an input.
+
+    Raises:
+        PlanError: there are none.
+    """
+    if "training" not in resolved.datasets:
+        raise PlanError(f"{key} needs training data.", why="it goes by texts like those that the model will read",
+                        hint='add [[data.training]] with file = "texts.txt" (one text a line; labels are used where there are some)')
+    return "@training"
+
+
+def _prune(graph: Graph, resolved: Resolved, section: PruneSection, checkpoint: str) -> str:
+    if section.layers is not None:
+        order = graph.must("measure_layers", make_step("measure_layers"),
+                           {"checkpoint": checkpoint, "training": _training(resolved, "compress.prune.layers")})
+        checkpoint = graph.must(f"drop_layers[{section.layers}]", make_step("drop_layers", layers=section.layers),
+                                {"checkpoint": checkpoint, "order": order})
+    if section.heads < 1 or section.neurons < 1:
+        inputs = {"checkpoint": checkpoint}
+        if section.importance == "gradient":
+            inputs["training"] = _training(resolved, "compress.prune.importance")
+        importance = graph.must("measure_channels", make_step("measure_channels", method=section.importance), inputs)
+        checkpoint = graph.must(f"prune_channels[{section.heads:g}, {section.neurons:g}]",
+                                make_step("prune_channels", heads=section.heads, neurons=section.neurons),
+                                {"checkpoint": checkpoint, "importance": importance})
+    return checkpoint
+
+
+def _distill(graph: Graph, resolved: Resolved, section: DistillSection, original: str, student: str) -> str:
+    task = resolved.spec.require_task()
+    inputs = {"student": student, "training": _training(resolved, "compress.distill")}
+    outputs = make_step("compute_teacher", hidden=(1.0,) if section.hidden else (), relations=section.relations > 0)
+    inputs["teacher"] = graph.must("compute_teacher", outputs, {"checkpoint": original, "texts": "@training"})
+    if "development" in resolved.datasets:
+        answers = make_step("compute_teacher", hidden=(), relations=False)
+        inputs["development"] = "@development"
+        inputs["development_teacher"] = graph.must("compute_teacher[development]", answers, {"checkpoint": original, "texts": "@development"})
+    labelled = graph.spec("@training").facts["labelled"] and task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}
+    defaults = {"similarities": SIMILARITIES if task in VECTOR_TASKS else 0.0, "labels": LABELS if labelled else 0.0}
+    options = section.model_dump(exclude_none=True)
+    return graph.must("distill", make_step("distill", **defaults | options), inputs)
