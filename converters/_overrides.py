@@ -17,7 +17,7 @@ class Matcher:
         self._unused = {override.match for override in policy.overrides}
 
     def scheme(self, operator: str, names: Iterable[str]) -> tuple[Scheme, bool]:
-        """How an operator is computed, and whether an override says so of all operators of its type.
+        """How an operator is computed, and whether an override says so of operators by their type.
 
         Args:
             operator: its type, such as ``MatMul``.
@@ -25,8 +25,9 @@ class Matcher:
         """
         scheme, by_type = self._policy.default, False
         for override in self._policy.overrides:
-            if override.match == f"op:{operator}" or any(fnmatchcase(name, override.match) for name in names):
-                scheme, by_type = override.scheme, override.match == f"op:{operator}"
+            by_type_too = fnmatchcase(f"op:{operator}", override.match)
+            if by_type_too or any(fnmatchcase(name, override.match) for name in names):
+                scheme, by_type = override.scheme, by_type_too
                 self._unused.discard(override.match)
         return scheme, by_type
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import RecipeError
@@ -17,9 +19,6 @@ from edgeexport.step import Context, Refusal, Step, View
 from ._calibration import calibration_feeds
 from ._overrides import Matcher
 from ._tflite_file import compact, mapped
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # What is computed with weights: this a scheme takes, and what is missing stays float. Of static operators the same: a layer normalization
 # or a softmax of 8-bit numbers destroys the answer (MiniLM, cosine to float32: 0.32 with all operators static, 0.953 so), and costs little.
@@ -54,27 +53,39 @@ class QuantizeTflite(Step):
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize, then share what signatures have in common."""
-        from ai_edge_quantizer import quantizer
-
         path, spec = inputs["model"]
-        tool = quantizer.Quantizer(str(path / "model.tflite"))
-        for scheme, places in chosen_schemes(mapped(path / "model.tflite"), self.policy).items():
-            for operator, scopes in places.items():
-                apply_scheme(tool, f"^(?:{'|'.join(map(re.escape, scopes))})$", operator, scheme)
+        chosen = list(chosen_operators(mapped(path / "model.tflite"), self.policy))
         ranges = None
-        if tool.need_calibration:
+        if any(operator.scheme == "static" for operator in chosen):
             context.report(None, "measuring activation ranges")
-            ranges = tool.calibrate(by_signature(inputs, spec.lengths), num_threads=context.threads)
+            ranges = activation_ranges(path / "model.tflite", chosen, by_signature(inputs, spec.lengths), context.threads)
         context.report(None, f"quantizing ({self.precision})")
-        model = tool.quantize(ranges).quantized_model
-        del tool  # it holds the float weights
+        model = quantized(path / "model.tflite", chosen, ranges)
         context.report(None, "sharing tables")
         (out / "model.tflite").write_bytes(compact(model))
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
 
 
-def chosen_schemes(data: bytes | mmap.mmap, policy: Policy) -> dict[Scheme, dict[str, list[str]]]:
-    """How a policy computes the operators of a model: scheme → operator → the names by which the quantizer knows them.
+class ChosenOperator(NamedTuple):
+    """An operator that is not left in float.
+
+    Attributes:
+        operator: its type.
+        scope: the name by which the quantizer knows it.
+        scheme: how it is computed.
+        group: what an override calls it: the module that holds its weights, or ``op:NAME`` of one without.
+        weights: how many weights it multiplies an activation with; 0 where it looks rows up or has none.
+    """
+
+    operator: str
+    scope: str
+    scheme: Scheme
+    group: str
+    weights: int
+
+
+def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[ChosenOperator]:
+    """The operators of a model that a policy does not leave in float, signature by signature.
 
     Raises:
         RecipeError: an override matches no operator.
@@ -86,7 +97,6 @@ def chosen_schemes(data: bytes | mmap.mmap, policy: Policy) -> dict[Scheme, dict
 
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     matcher = Matcher(policy)
-    found: dict[Scheme, dict[str, list[str]]] = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             known = names.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
@@ -98,10 +108,49 @@ def chosen_schemes(data: bytes | mmap.mmap, policy: Policy) -> dict[Scheme, dict
             if scheme == "static" and known.value == LOOKUP:
                 scheme = "dynamic"
             if scheme != "float" and (by_type or known.value in WEIGHTED):
-                scopes = found.setdefault(scheme, {}).setdefault(known.value, [])
-                scopes.append(names.get_op_scope(operator, graph.tensors))
+                matrix = next((tensor for tensor in constants if len(tensor.shape) > 1), None)
+                module = module_of(matrix.name.decode()) if matrix is not None and known.value in WEIGHTED else None
+                multiplied = int(np.prod(matrix.shape)) if matrix is not None and module and known.value != LOOKUP else 0
+                yield ChosenOperator(known.value, names.get_op_scope(operator, graph.tensors), scheme, module or f"op:{known.value}", multiplied)
     matcher.require_used()
-    return found
+
+
+def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytearray:
+    """The model in a file with operators computed as chosen.
+
+    Args:
+        path: the float32 model.
+        chosen: the operators that are not left in float.
+        ranges: of the activations, from :func:`activation_ranges`, where one is static.
+
+    Raises:
+        RecipeError: the quantizer has no such form of an operator.
+    """
+    return _told(path, chosen).quantize(ranges).quantized_model  # type: ignore[no-any-return]
+
+
+def activation_ranges(path: Path, chosen: Iterable[ChosenOperator], data: Mapping[str, list[dict[str, np.ndarray]]], threads: int) -> Any:
+    """The ranges of activations that calibration data show, for static operators."""
+    return _told(path, chosen).calibrate(data, num_threads=threads)
+
+
+def _told(path: Path, chosen: Iterable[ChosenOperator]) -> Any:
+    """A quantizer that knows how each operator is computed."""
+    from ai_edge_quantizer import quantizer
+
+    tool = quantizer.Quantizer(str(path))
+    scopes: dict[tuple[Scheme, str], list[str]] = {}
+    for each in chosen:
+        scopes.setdefault((each.scheme, each.operator), []).append(each.scope)
+    for (scheme, operator), names in scopes.items():
+        apply_scheme(tool, f"^(?:{'|'.join(map(re.escape, dict.fromkeys(names)))})$", operator, scheme)
+    return tool
+
+
+def module_of(name: str) -> str | None:
+    """The path of the module that holds a tensor of weights; None of a tensor that is not a module's."""
+    plain = re.sub(r"[;#][0-9;#]*$", "", name)
+    return plain.removesuffix(".weight") if plain.endswith(".weight") else None
 
 
 def spellings(name: str) -> set[str]:
@@ -133,8 +182,6 @@ def by_signature(inputs: Mapping[str, View], lengths: tuple[int, ...]) -> dict[s
 
     Every signature needs some, since its activations are tensors of their own.
     """
-    import numpy as np
-
     feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path, lengths)
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     for length in lengths:

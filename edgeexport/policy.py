@@ -15,7 +15,7 @@ class Override(Model):
 
     Attributes:
         match: a shell pattern, tried on the path of an operator's module, such as ``*.layer.0.*`` or ``classifier``, and on the names of its
-            weights and outputs; ``op:NAME`` matches every operator of that type. One that matches nothing is an error.
+            weights and outputs; ``op:NAME`` matches every operator of that type, ``op:*`` every operator. One that matches nothing is an error.
         scheme: how those operators are computed. In one file all operators that are not ``float`` have the default scheme, but
             ``static`` may be mixed with ``dynamic``.
     """
