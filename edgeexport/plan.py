@@ -59,6 +59,7 @@ class LanePlan:
         target: the target.
         lane: the lane.
         variant: name of the variant it runs; None where it is not offered.
+        exported: id of the node that makes its model in float32.
         payload: id of the node that makes its payload.
         answers: id of the node that measures its answers.
         speed: id of the node that measures its speed.
@@ -70,6 +71,7 @@ class LanePlan:
     target: Target
     lane: Lane
     variant: str | None = None
+    exported: str | None = None
     payload: str | None = None
     answers: str | None = None
     speed: str | None = None
@@ -173,18 +175,17 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
             raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(refusals))
     # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
     cut_early = resolved.text.max_length < resolved.text.own_max_length
-    untruncated = tuple(name for name in judging if name == "evaluation" and cut_early)
+    untruncated = tuple(name for name in judging if name == resolved.labelled and cut_early)
 
     def answers_of(model: str, names: Sequence[str]) -> str:
         step = make_step(origin.reference, datasets=tuple(names), untruncated=tuple(name for name in names if name in untruncated))
         return graph.must(f"{origin.reference}[{model}]" if model != loaded else origin.reference, step,
                           {"checkpoint": model, **{name: judging[name] for name in names}})
 
-    if checkpoint == loaded or "evaluation" not in judging:
-        # Without labels nothing but the original's own answers can judge what compression cost.
-        reference = original = answers_of(loaded, tuple(judging))
-    else:
-        reference, original = answers_of(checkpoint, tuple(judging)), answers_of(loaded, ["evaluation"])
+    # Without labels nothing but the original's own answers can judge what compression cost.
+    judged_by_metric = checkpoint != loaded and "evaluation" in resolved.datasets
+    reference = answers_of(checkpoint if judged_by_metric else loaded, tuple(judging))
+    original = answers_of(loaded, [resolved.labelled]) if judged_by_metric and resolved.labelled in judging else reference
     return Plan(graph.nodes, graph.leaves, lanes, checkpoint, reference, original)
 
 
@@ -208,7 +209,10 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     if lane.format not in ORIGINS[resolved.spec.kind].export:
         return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)
-    model = _model(graph, resolved, lane, checkpoint, precision, policy)
+    exported = _export(graph, resolved, lane, checkpoint)
+    if isinstance(exported, Refusal):
+        return LanePlan(target, lane, refusal=exported)
+    model = _quantize(graph, resolved, lane, checkpoint, exported, policy, precision)
     if isinstance(model, Refusal):
         return LanePlan(target, lane, refusal=model)
     variant = f"{lane.format}-{precision}"
@@ -223,15 +227,19 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
                          make_step("measure_answers", **common, datasets=tuple(datasets), isa=host.isa), {**measured, **datasets})
     speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
                        make_step("measure_speed", **common, lengths=buckets(resolved), host=host.fingerprint), measured, alone=True)
-    return LanePlan(target, lane, variant, payload, answers, speed, inspection)
+    return LanePlan(target, lane, variant, exported, payload, answers, speed, inspection)
 
 
-def _model(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, precision: str, policy: Policy) -> str | Refusal:
-    """The node that makes a lane's model."""
+def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str) -> str | Refusal:
+    """The node that makes a lane's model in float32."""
     export = ORIGINS[resolved.spec.kind].export[lane.format]
     options: dict[str, Any] = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
-    exported = graph.add(export, make_step(export, **options), {"checkpoint": checkpoint})
-    if isinstance(exported, Refusal) or policy == Policy(default="float"):
+    return graph.add(export, make_step(export, **options), {"checkpoint": checkpoint})
+
+
+def _quantize(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, exported: str, policy: Policy, precision: str) -> str | Refusal:
+    """The node that makes a lane's model in its precision."""
+    if policy == Policy(default="float"):
         return exported
     inputs = {"model": exported}
     if policy.needs_calibration:

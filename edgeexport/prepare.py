@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeexport.errors import TargetError, UnknownName
@@ -21,12 +21,18 @@ from edgeexport.verify.parity import check_names
 
 @dataclass(frozen=True)
 class Prepared:
-    """A build before any work: everything found, and the plan."""
+    """A build before any work: everything found, and the plan for this host."""
 
     resolved: Resolved
     plan: Plan
+    host: Host
     targets: tuple[Target, ...]
     store: Store
+
+    def planned_anew(self, recipe: Recipe) -> Prepared:
+        """The same build with another recipe for the same model and data."""
+        resolved = replace(self.resolved, recipe=recipe)
+        return replace(self, resolved=resolved, plan=make_plan(resolved, self.targets, self.host))
 
 
 def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path | None = None, *, trusted: bool = False) -> Prepared:
@@ -48,7 +54,7 @@ def prepare(recipe: Recipe, targets: Sequence[Target], store: Store, texts: Path
     stand_ins = {lane.verified_by for target in targets for lane in target.lanes}
     here = Host(isa=(host.isa(), *host.isa_features()), fingerprint=host.fingerprint(), agent=agent_digest(),
                 environments={name: Environment(name).digest for name in stand_ins})
-    return Prepared(resolved, make_plan(resolved, targets, here), tuple(targets), store)
+    return Prepared(resolved, make_plan(resolved, targets, here), here, tuple(targets), store)
 
 
 def check_lanes(recipe: Recipe, targets: Sequence[Target]) -> None:

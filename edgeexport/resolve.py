@@ -33,6 +33,7 @@ class Resolved:
         datasets: name → rows: ``probes``, and ``texts``, ``evaluation``, ``development``, ``training``, ``calibration`` where the recipe has
             them.
         leaves: the same data sets as inputs of the graph.
+        judging: the data sets on which the lanes are compared with the reference.
     """
 
     recipe: Recipe
@@ -41,11 +42,12 @@ class Resolved:
     text: TextSpec
     datasets: dict[str, Dataset]
     leaves: dict[str, Leaf]
+    judging: tuple[str, ...]
 
     @property
-    def judging(self) -> tuple[str, ...]:
-        """The data sets on which the lanes are compared with the reference."""
-        return tuple(name for name in JUDGING if name in self.datasets)
+    def labelled(self) -> str:
+        """The data set whose labels judge."""
+        return "development" if "development" in self.judging else "evaluation"
 
 
 def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted: bool = False) -> Resolved:
@@ -66,7 +68,8 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted:
     checkpoint, source = resolve_checkpoint(section.source, section.revision, recipe.directory, store, trusted=trusted)
     spec, text = checkpoint.spec(section), checkpoint.text_spec(section)
     datasets = read_datasets(recipe, spec, checkpoint, texts)
-    return Resolved(recipe, source, spec, text, datasets, {name: dataset.leaf(store) for name, dataset in datasets.items()})
+    leaves = {name: dataset.leaf(store) for name, dataset in datasets.items()}
+    return Resolved(recipe, source, spec, text, datasets, leaves, judging=tuple(name for name in JUDGING if name in datasets))
 
 
 def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedModel, texts: Path | None) -> dict[str, Dataset]:

@@ -196,7 +196,7 @@ def _compare(name: str, lane: ManifestLane, prepared: Prepared, margins: Margins
     checks = [check for dataset in answers for check in parity_checks(task, dataset, reference[dataset], answers[dataset], margins.parity, how)]
     metrics: list[MetricResult] = []
     if "evaluation" in answers:
-        cut, uncut = lane_metrics(task, resolved.datasets["evaluation"], resolved.spec.facts["labels"], reference, answers["evaluation"])
+        cut, uncut = lane_metrics(task, resolved.datasets["evaluation"], resolved.spec.facts["labels"], reference, answers)
         metrics = uncut or cut
     checks.append(metric_check(metrics, margins.max_drop, how, labelled="evaluation" in answers))
     return RecomputedLane(lane=name, verdict=together(check.verdict for check in checks), checks=tuple(checks), metrics=tuple(metrics))

@@ -32,6 +32,7 @@ class Question:
         labels: the names of the classes.
         parameters: number of unique weights, for ratios of size.
         datasets: name → the rows that were answered.
+        labelled: the data set whose labels judge: ``evaluation``, or ``development`` while a search chooses.
         reference: name → the answers in float32 that lanes are compared with, with texts cut as in the lanes: the original's, or those of
             the checkpoint that was made of it and is judged by the task metric.
         original: the original's answers to the evaluation data; where texts are cut earlier than it must, also those to the uncut
@@ -47,6 +48,7 @@ class Question:
     labels: Sequence[str]
     parameters: int | None
     datasets: Mapping[str, Dataset]
+    labelled: str
     reference: Mapping[str, Answers]
     original: Mapping[str, Answers]
     margins: Mapping[str, float]
@@ -75,9 +77,10 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
               for check in parity_checks(question.task, name, question.reference[name], answers[name], question.margins, how)]
     metrics: list[MetricResult] = []
     uncut: list[MetricResult] = []
-    if "evaluation" in answers:
-        metrics, uncut = lane_metrics(question.task, question.datasets["evaluation"], question.labels, question.original, answers["evaluation"])
-    checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled="evaluation" in answers))
+    data = question.datasets.get(question.labelled)
+    if data is not None:
+        metrics, uncut = lane_metrics(question.task, data, question.labels, question.original, answers)
+    checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled=data is not None))
     checks += budget_checks(question, target, model.bytes, speed, how)
     precision = variant.removeprefix(f"{lane.format}-")
     checks += audit_checks(model, lane, precision, problems)
@@ -98,17 +101,17 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
 
 
 def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], original: Mapping[str, Answers],
-                 lane: Answers) -> tuple[list[MetricResult], list[MetricResult]]:
+                 lane: Mapping[str, Answers]) -> tuple[list[MetricResult], list[MetricResult]]:
     """The task metrics against the original with texts cut as in the lane, and against the uncut original.
 
     The second are empty where nothing could be cut; else the drop that counts is theirs.
     """
-    own = original["evaluation"]
-    metrics = compare(task, data.rows, labels, own, lane)
-    uncut = original.get(untruncated("evaluation"))
+    own, found = original[data.name], lane[data.name]
+    metrics = compare(task, data.rows, labels, own, found)
+    uncut = original.get(untruncated(data.name))
     if uncut is None:
         return metrics, []
-    return metrics, compare(task, data.rows, labels, uncut, lane) if any(own.truncated) else metrics
+    return metrics, compare(task, data.rows, labels, uncut, found) if any(own.truncated) else metrics
 
 
 def budget_checks(question: Question, target: Target, size: int, speed: Mapping[str, Any], how: str) -> list[Check]:

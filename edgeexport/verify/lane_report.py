@@ -5,8 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 from edgeexport.artifact import Model
+from edgeexport.policy import Override, Scheme
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.metrics import MetricResult
+
+
+class Group(Model):
+    """Operators that are quantized together: those of a module, or those of one type without weights.
+
+    Attributes:
+        match: what an override calls them.
+        scheme: how the policy computes them.
+        distance: relative distance of the answers where only they are quantized.
+        weights: how many weights they multiply activations with.
+    """
+
+    match: str
+    scheme: Scheme
+    distance: float
+    weights: int
+
+
+class Repair(Model):
+    """How a lane was brought within its budget.
+
+    Attributes:
+        lane: the lane.
+        causes: the most sensitive groups, first.
+        promoted: what got a gentler precision, as the recipe says it; empty where nothing helps.
+        trials: for each number of promotions that was tried, whether it keeps the margins on calibration texts.
+        size_before, size_after: bytes of the file.
+        latency_before, latency_after: milliseconds at the longest length, on the host.
+    """
+
+    lane: str
+    causes: tuple[Group, ...]
+    promoted: tuple[Override, ...] = ()
+    trials: dict[int, bool] = {}
+    size_before: int | None = None
+    size_after: int | None = None
+    latency_before: float | None = None
+    latency_after: float | None = None
 
 
 class SpeedReport(Model):
@@ -65,3 +104,4 @@ class LaneReport(Model):
     golden_tolerance: float | None = None
     compute: dict[str, Any] = {}
     speed: SpeedReport | None = None
+    repair: Repair | None = None

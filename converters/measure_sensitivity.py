@@ -1,0 +1,101 @@
+"""Which parts of a model suffer from quantization: each is quantized alone, and the answers are compared with those in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
+from edgeexport.session import tasks
+from edgeexport.session.run_tflite import TfliteModel
+from edgeexport.session.tasks import Head
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._examples import Example, evenly, read_examples
+from ._task_model import read_text
+from ._tflite_file import mapped
+from .quantize_tflite import ChosenOperator, activation_ranges, by_signature, chosen_operators, quantized
+
+SENSITIVITY_FILE = "sensitivity.json"
+RUNTIME = "ai_edge_litert.interpreter"
+
+
+class MeasureSensitivity(Step):
+    """Quantize one group of operators at a time: those of a module, or those of a type that have no weights.
+
+    Attributes:
+        policy: how the groups are computed; those that it leaves in float are not measured.
+        examples: on how many texts.
+    """
+
+    name: ClassVar[str] = "measure_sensitivity"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
+        "model": frozenset({Kind.TFLITE}), "checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+    backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers")
+    extra: ClassVar[str | None] = "tflite"
+    seconds_guess: ClassVar[float] = 120.0
+
+    policy: Policy
+    examples: int = 32
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """A number for each group."""
+        return Spec(kind=Kind.EVIDENCE, task=inputs["model"].task)
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Write for each group its name, its scheme, its weights, and how far the answers move, most sensitive first."""
+        path, spec = inputs["model"]
+        file = path / "model.tflite"
+        chosen = list(chosen_operators(mapped(file), self.policy))
+        ranges = None
+        if any(each.scheme == "static" for each in chosen):
+            context.report(None, "measuring activation ranges")
+            ranges = activation_ranges(file, chosen, by_signature(inputs, spec.lengths), context.threads)
+        judge = _Judge(inputs, spec.lengths, self.examples, context.threads)
+        wanted = judge.numbers(file)
+        groups: dict[str, list[ChosenOperator]] = {}
+        for each in chosen:
+            groups.setdefault(each.group, []).append(each)
+        found = []
+        trial = context.scratch / "trial.tflite"
+        for number, (name, members) in enumerate(groups.items()):
+            context.report(number / len(groups), name)
+            trial.write_bytes(quantized(file, members, ranges))
+            scopes = {each.scope: each.weights for each in members}
+            found.append({"match": name, "scheme": members[0].scheme, "distance": judge.distance(wanted, judge.numbers(trial)),
+                          "weights": sum(scopes.values()) // max(1, len(spec.lengths))})
+            trial.unlink()
+        found.sort(key=lambda group: float(str(group["distance"])), reverse=True)
+        (out / SENSITIVITY_FILE).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
+
+
+class _Judge:
+    """Answers texts with a file, and compares answers."""
+
+    def __init__(self, inputs: Mapping[str, View], lengths: tuple[int, ...], examples: int, threads: int) -> None:
+        checkpoint = inputs["checkpoint"]
+        self._text, self._lengths, self._threads = read_text(checkpoint.path), lengths, threads
+        self._head = Head(checkpoint.spec.require_task().value, tuple(checkpoint.spec.facts["labels"]), checkpoint.spec.facts["problem_type"])
+        self._examples: list[Example] = evenly(read_examples(checkpoint, inputs["calibration"].path, lengths[-1]), examples)
+
+    def numbers(self, file: Path) -> list[np.ndarray]:
+        """The numbers of each text's answer: float32 [positions, values]."""
+        model = TfliteModel(file, self._threads, RUNTIME)
+        found = []
+        for example in self._examples:
+            length = next(length for length in self._lengths if length >= example.length)
+            outputs = model.run(example.encoded.feeds(self._text, length))
+            found.append(np.array(tasks.numbers(self._head, self._text, example.encoded, outputs)))
+        return found
+
+    @staticmethod
+    def distance(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
+        """Euclidean distance relative to the length, a mean over texts; answers that are no numbers count as 1000."""
+        distances = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30)) for a, b in zip(wanted, found, strict=True)]
+        return float(np.mean([distance if np.isfinite(distance) else 1000.0 for distance in distances]))
