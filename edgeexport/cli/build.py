@@ -20,6 +20,7 @@ from edgeexport.store import Store
 from edgeexport.target import load_target
 from edgeexport.verify.check import together
 from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.lane_report import Repair
 
 
 @click.command("build")
@@ -28,9 +29,11 @@ from edgeexport.verify.intervals import Estimate
 @click.option("--memory-mb", type=click.IntRange(500), help="Memory for all steps together; default: 80 % of what is there.")
 @click.option("--out", "-o", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path("bundles"), show_default=True,
               help="Where the bundles go.")
+@click.option("--repair/--no-repair", default=True, show_default=True,
+              help="Give layers that quantization harms a gentler precision, where a lane fails for them.")
 @json_option
 def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
-                  max_length: int | None, trusted: bool, jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
+                  max_length: int | None, trusted: bool, jobs: int | None, memory_mb: int | None, directory: Path, repair: bool, as_json: bool) -> int:
     """Build a verified bundle for each target.
 
     MODEL is a hub id or a local checkpoint directory. Without it the recipe in the working directory is built, and without that the
@@ -45,7 +48,7 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
         tell_offline(prepared)
         progress: Progress = LiveProgress() if err.is_terminal and not os.environ.get("CI") else LineProgress()
         with progress:
-            built = build(prepared, directory, limits, progress.tell)
+            built = build(prepared, directory, limits, progress.tell, repair=repair)
     if as_json:
         print_json({"bundles": [{"directory": str(b.directory), "archive": str(b.archive), "payload": b.manifest.payload,
                                  "report": b.report.model_dump(mode="json")} for b in built]})
@@ -88,10 +91,25 @@ def show_built(built: Built, prepared: Prepared) -> None:
                 figure = interval_text(check.figure) if isinstance(check.figure, Estimate) else "" if check.figure is None else f"{check.figure:.4g}"
                 bound = "" if check.bound is None else f" (must be {check.relation} {check.bound:g})"
                 out.print(f"  {lane.lane}: {styled(check.verdict)} {check.name}: {figure}{bound} {escape(check.note or '')}", soft_wrap=False)
+    for lane in report.lanes:
+        if lane.repair is not None:
+            show_repair(lane.lane, lane.repair)
     explain_columns(report)
     out.print(f"verdict: {styled(report.verdict)}[dim]{report.scope.removeprefix(report.verdict.value)}[/]")
     out.print(f"bundle:  {built.directory}/  and  {built.archive.name} ({megabytes(built.archive.stat().st_size)})", soft_wrap=True)
     out.print(f"report:  {built.directory / 'report.html'}", soft_wrap=True)
+
+
+def show_repair(lane: str, repair: Repair) -> None:
+    """Say which layers cost a lane its budget, and what mending it cost."""
+    worst = ", ".join(escape(group.match) for group in repair.causes[:3])
+    out.print(f"  {lane}: quantization harms {worst} most ({len(repair.causes)} parts measured)", soft_wrap=False)
+    if repair.promoted:
+        out.print(f"  {lane}: mended by a gentler precision for {len(repair.promoted)} of them: "
+                  f"{megabytes(repair.size_before)} → {megabytes(repair.size_after)}, "
+                  f"{repair.latency_before or 0:.1f} → {repair.latency_after or 0:.1f} ms at the longest length here", soft_wrap=False)
+    elif repair.trials:
+        out.print(f"  {lane}: no gentler precision of single layers keeps the margins on the calibration texts", soft_wrap=False)
 
 
 def explain_columns(report: Report) -> None:

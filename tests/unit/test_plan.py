@@ -19,7 +19,7 @@ from edgeexport.errors import PlanError, UnknownName
 from edgeexport.graph import Graph
 from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
 from edgeexport.recipe import Recipe
-from edgeexport.resolve import Resolved
+from edgeexport.resolve import JUDGING, Resolved
 from edgeexport.session.text import TextSpec
 from edgeexport.source import Leaf
 from edgeexport.store import action_key, describe_change
@@ -53,7 +53,7 @@ def resolved(*, recipe: dict[str, Any] | None = None, data: tuple[str, ...] = ("
     spec = Spec(kind=kind, task=task, architecture="bert", precision="float32", parameters=parameters, bytes=4 * parameters,
                 facts={"labels": [], "problem_type": None, "licence": None})
     return Resolved(Recipe.model_validate(sections), leaf(Kind.SOURCE, weights), spec, text, rows,
-                    {name: leaf(Kind.DATASET, f"rows of {name}") for name in data})
+                    {name: leaf(Kind.DATASET, f"rows of {name}") for name in data}, judging=tuple(name for name in JUDGING if name in data))
 
 
 def keys(plan: Plan) -> dict[str, str]:

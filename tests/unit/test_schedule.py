@@ -22,8 +22,8 @@ from fake_steps import FILE, Needy, RaiseHere, Shout, Slow, Spawn, Write, WriteA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeexport.build import without_failed
 from edgeexport.errors import CheckpointError, MissingExtra
+from edgeexport.evaluation import without_failed
 from edgeexport.plan import LanePlan, Plan
 from edgeexport.schedule import Event, Limits, Scheduler, pending, similar_runs
 from edgeexport.store import Entry, Run, Store
