@@ -16,10 +16,11 @@ from edgeexport.session.run_tflite import TfliteModel
 from edgeexport.session.tasks import Head
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._activation_ranges import activation_ranges
 from ._examples import Example, evenly, read_examples
 from ._task_model import read_text
 from ._tflite_file import mapped
-from .quantize_tflite import ChosenOperator, activation_ranges, by_signature, chosen_operators, quantized
+from .quantize_tflite import ChosenOperator, activations_of, by_signature, chosen_operators, quantized
 
 SENSITIVITY_FILE = "sensitivity.json"
 RUNTIME = "ai_edge_litert.interpreter"
@@ -55,7 +56,7 @@ class MeasureSensitivity(Step):
         ranges = None
         if any(each.scheme == "static" for each in chosen):
             context.report(None, "measuring activation ranges")
-            ranges = activation_ranges(file, chosen, by_signature(inputs, spec.lengths), context.threads)
+            ranges = activation_ranges(file, by_signature(inputs, spec.lengths), activations_of(chosen), self.policy.ranges, context.threads)
         judge = _Judge(inputs, spec.lengths, self.examples, context.threads)
         wanted = judge.numbers(file)
         groups: dict[str, list[ChosenOperator]] = {}

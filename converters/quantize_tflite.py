@@ -16,6 +16,7 @@ from edgeexport.policy import Policy, Scheme
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._activation_ranges import activation_ranges
 from ._calibration import calibration_feeds
 from ._overrides import Matcher
 from ._tflite_file import compact, mapped
@@ -58,7 +59,8 @@ class QuantizeTflite(Step):
         ranges = None
         if any(operator.scheme == "static" for operator in chosen):
             context.report(None, "measuring activation ranges")
-            ranges = activation_ranges(path / "model.tflite", chosen, by_signature(inputs, spec.lengths), context.threads)
+            ranges = activation_ranges(path / "model.tflite", by_signature(inputs, spec.lengths), activations_of(chosen), self.policy.ranges,
+                                       context.threads)
         context.report(None, f"quantizing ({self.precision})")
         model = quantized(path / "model.tflite", chosen, ranges)
         context.report(None, "sharing tables")
@@ -75,6 +77,8 @@ class ChosenOperator(NamedTuple):
         scheme: how it is computed.
         group: what an override calls it: the module that holds its weights, or ``op:NAME`` of one without.
         weights: how many weights it multiplies an activation with; 0 where it looks rows up or has none.
+        graph: number of its subgraph.
+        activations: names of the tensors of floating point that it reads and writes, constants left out.
     """
 
     operator: str
@@ -82,6 +86,8 @@ class ChosenOperator(NamedTuple):
     scheme: Scheme
     group: str
     weights: int
+    graph: int
+    activations: tuple[str, ...]
 
 
 def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[ChosenOperator]:
@@ -97,7 +103,7 @@ def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[Chosen
 
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     matcher = Matcher(policy)
-    for graph in model.subgraphs:
+    for number, graph in enumerate(model.subgraphs):
         for operator in graph.operators:
             known = names.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
             if known is None:
@@ -111,7 +117,11 @@ def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[Chosen
                 matrix = next((tensor for tensor in constants if len(tensor.shape) > 1), None)
                 module = module_of(matrix.name.decode()) if matrix is not None and known.value in WEIGHTED else None
                 multiplied = int(np.prod(matrix.shape)) if matrix is not None and module and known.value != LOOKUP else 0
-                yield ChosenOperator(known.value, names.get_op_scope(operator, graph.tensors), scheme, module or f"op:{known.value}", multiplied)
+                around = [graph.tensors[i] for i in (*operator.inputs, *operator.outputs) if i >= 0]
+                activations = tuple(tensor.name.decode() for tensor in around
+                                    if tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is None)
+                yield ChosenOperator(known.value, names.get_op_scope(operator, graph.tensors), scheme, module or f"op:{known.value}", multiplied,
+                                     number, activations)
     matcher.require_used()
 
 
@@ -129,9 +139,13 @@ def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) 
     return _told(path, chosen).quantize(ranges).quantized_model  # type: ignore[no-any-return]
 
 
-def activation_ranges(path: Path, chosen: Iterable[ChosenOperator], data: Mapping[str, list[dict[str, np.ndarray]]], threads: int) -> Any:
-    """The ranges of activations that calibration data show, for static operators."""
-    return _told(path, chosen).calibrate(data, num_threads=threads)
+def activations_of(chosen: Iterable[ChosenOperator]) -> dict[int, set[str]]:
+    """Subgraph → names of the tensors whose ranges static operators need."""
+    found: dict[int, set[str]] = {}
+    for each in chosen:
+        if each.scheme == "static":
+            found.setdefault(each.graph, set()).update(each.activations)
+    return found
 
 
 def _told(path: Path, chosen: Iterable[ChosenOperator]) -> Any:

@@ -8,6 +8,7 @@ from edgeexport.artifact import Model
 from edgeexport.errors import UnknownName
 
 Scheme = Literal["float", "dynamic", "weight-only", "static"]
+Ranges = Literal["minmax", "percentile", "entropy"]
 
 
 class Override(Model):
@@ -25,10 +26,17 @@ class Override(Model):
 
 
 class Policy(Model):
-    """How the operators of a model are computed; the last override that matches decides."""
+    """How the operators of a model are computed; the last override that matches decides.
+
+    Attributes:
+        default: the scheme where no override matches.
+        overrides: exceptions.
+        ranges: how the range of a static activation is read from the values that calibration showed.
+    """
 
     default: Scheme
     overrides: tuple[Override, ...] = ()
+    ranges: Ranges = "minmax"
 
     @property
     def needs_calibration(self) -> bool:

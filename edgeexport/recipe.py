@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from edgeexport.artifact import Model, Task, digest_json
 from edgeexport.errors import RecipeError
-from edgeexport.policy import Override, Policy, preset
+from edgeexport.policy import Override, Policy, Ranges, preset
 from edgeexport.target import Budget, Lane, Name
 from edgeexport.toml_file import read_toml, validated
 
@@ -43,6 +43,7 @@ class Precision(Model):
 
     preset: str
     overrides: tuple[Override, ...] = ()
+    ranges: Ranges = Field("minmax", description="How static activation ranges are read from calibration values.")
 
 
 class PrecisionSection(Model):
@@ -177,8 +178,8 @@ class Recipe(Model):
         """
         chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
         policy = preset(lane.format, chosen.preset)
-        if chosen.overrides:
-            policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides)
+        if chosen.overrides or chosen.ranges != policy.ranges:
+            policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges)
             return f"{chosen.preset}-{digest_json(policy.model_dump())[:6]}", policy
         return chosen.preset, policy
 

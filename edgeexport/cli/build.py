@@ -33,7 +33,8 @@ from edgeexport.verify.lane_report import Repair
               help="Give layers that quantization harms a gentler precision, where a lane fails for them.")
 @json_option
 def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None,
-                  max_length: int | None, trusted: bool, jobs: int | None, memory_mb: int | None, directory: Path, repair: bool, as_json: bool) -> int:
+                  max_length: int | None, trusted: bool, jobs: int | None, memory_mb: int | None, directory: Path, repair: bool,
+                  as_json: bool) -> int:
     """Build a verified bundle for each target.
 
     MODEL is a hub id or a local checkpoint directory. Without it the recipe in the working directory is built, and without that the

@@ -161,7 +161,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
             bundle.write_archive(place, archive)
             built.append(Built(place, archive, report_of({"onnx": verdict}, target=f"board-{number}"), manifest))
 
-        def build(prepared: Prepared, out: Path, limits: object, tell: Callable[[Event], None]) -> list[Built]:
+        def build(prepared: Prepared, out: Path, limits: object, tell: Callable[[Event], None], *, repair: bool) -> list[Built]:
             if error is not None:
                 raise error
             return built

@@ -40,8 +40,8 @@ def vectors(n: int = 300, seed: int = 0, noise: float = 0.0) -> Answers:
 def question(**changes: Any) -> Question:
     probes = Dataset(name="probes", rows=tuple(Row(id=str(i), text="t") for i in range(300)), origin="o")
     fields: dict[str, Any] = {"task": Task.SENTENCE_SIMILARITY, "labels": (), "parameters": 22_000_000, "datasets": {"probes": probes},
-                              "labelled": "evaluation",                              "reference": {"probes": vectors()}, "margins": {}, "max_drop": 0.02, "budget": Budget(),
-                              "host_isa": "x86_64", "host": "host x86-64"}
+                              "labelled": "evaluation", "reference": {"probes": vectors()}, "margins": {}, "max_drop": 0.02,
+                              "budget": Budget(), "host_isa": "x86_64", "host": "host x86-64"}
     fields |= changes
     return Question(**{"original": fields["reference"]} | fields)
 
