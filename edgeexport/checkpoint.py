@@ -7,6 +7,7 @@ the model has no head for, a tokenizer that is not there.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ HEADS = {
     Task.QUESTION_ANSWERING: ("ForQuestionAnswering",),
     Task.FILL_MASK: ("ForMaskedLM", "ForPreTraining"),
 }
+# What lies in a layer, by the names of weights that Transformers' encoders have.
+LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers)\.\d+\.")
 VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 
 
@@ -202,6 +205,14 @@ class Checkpoint:
         return count
 
     @property
+    def shape(self) -> dict[str, int | None]:
+        """How many layers there are, how many weights they hold, and how wide a token's vector is: what a prediction of size goes by."""
+        inside = sum(math.prod(tensor["shape"]) for header in self.headers.values() for name, tensor in header.items() if LAYER.search(name))
+        layers = self.config.get("num_hidden_layers", self.config.get("n_layers"))
+        return {"layers": layers, "layer_parameters": inside,
+                "embedding_width": self.config.get("embedding_size", self.config.get("hidden_size", self.config.get("dim")))}
+
+    @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits; where config.json names none, Transformers' names for them.
 
@@ -240,7 +251,7 @@ class Checkpoint:
                     parameters=self.parameters,
                     facts={"labels": self.labels if labelled else [], "licence": self.licence,
                            "problem_type": self.config.get("problem_type"),
-                           "vocabulary": self.config.get("vocab_size")})
+                           "vocabulary": self.config.get("vocab_size"), **self.shape})
 
     def require_tokenizer(self) -> None:
         """Raises CheckpointError where there is no tokenizer."""

@@ -72,7 +72,8 @@ def _distill(graph: Graph, resolved: Resolved, section: DistillSection, original
     task = resolved.spec.require_task()
     inputs = {"student": student, "training": _training(resolved, "compress.distill")}
     outputs = make_step("compute_teacher", hidden=(1.0,) if section.hidden else (), relations=section.relations > 0)
-    inputs["teacher"] = graph.must("compute_teacher", outputs, {"checkpoint": original, "texts": "@training"})
+    # Alone, so that it gets all cores.
+    inputs["teacher"] = graph.must("compute_teacher", outputs, {"checkpoint": original, "texts": "@training"}, alone=True)
     if "development" in resolved.datasets:
         answers = make_step("compute_teacher", hidden=(), relations=False)
         inputs["development"] = "@development"
@@ -80,4 +81,4 @@ def _distill(graph: Graph, resolved: Resolved, section: DistillSection, original
     labelled = graph.spec("@training").facts["labelled"] and task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}
     defaults = {"similarities": SIMILARITIES if task in VECTOR_TASKS else 0.0, "labels": LABELS if labelled else 0.0}
     options = section.model_dump(exclude_none=True)
-    return graph.must("distill", make_step("distill", **defaults | options), inputs)
+    return graph.must("distill", make_step("distill", **defaults | options), inputs, alone=True)

@@ -1,0 +1,342 @@
+"""Search for the smallest, fastest model that is still good enough. Each candidate is a recipe, and evaluating it is running its plan.
+
+Cheap candidates come first: INT8 alone, then a smaller vocabulary, then fewer layers and narrower ones, whose sizes are predicted before any
+work and which are trained for a short time each; the best of them is trained on. Everything that two candidates share is done once. What
+chooses are the development data; the evaluation data are read once, for the winner.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from edgeexport.artifact import Model, Task
+from edgeexport.errors import RecipeError
+from edgeexport.evaluation import Evaluation
+from edgeexport.plan import make_plan
+from edgeexport.prepare import Prepared
+from edgeexport.recipe import CompressSection, DistillSection, Precision, PruneSection, Recipe, VocabularySection
+from edgeexport.runner.measure_speed import SPEED_FILE
+from edgeexport.schedule import Event, Limits, Scheduler
+from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.lane_report import LaneReport
+
+# Of the bytes of 8-bit weights: scales, tables that stay float, the file's own structure. Measured on encoders of 22M parameters: 1.01 to 1.06.
+OVERHEAD = 1.05
+# A text's training step costs forward and backward; an inference forward alone, in larger batches.
+TRAINING_COST = 3.5
+# Shares of layers and of their width that are tried.
+DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)
+WIDTHS = (1.0, 0.75, 0.5)
+# Fewer tokens than this share of the vocabulary cut words of the user's own texts to pieces.
+LEAST_VOCABULARY = 0.2
+SHORTLIST = 3
+# Share of the time for training the shortlist, together.
+TRYING = 0.35
+LEAST_EPOCHS = 0.5
+
+
+class Wish(Model):
+    """What the user wants.
+
+    Attributes:
+        max_size_mb: of each lane's file, in MB of 10^6 bytes; None for no limit.
+        max_drop: of the task metric on the development data, as a share.
+        min_speedup: of each lane against its float32 form, at the shortest and the longest length; None for no limit.
+        minutes: for search and training.
+    """
+
+    max_size_mb: float | None
+    max_drop: float
+    min_speedup: float | None
+    minutes: float
+
+
+class Candidate(Model):
+    """A way to make the model smaller.
+
+    Attributes:
+        vocabulary: tokens to keep; None for all.
+        layers: to keep; None for all.
+        width: share of heads and neurons to keep.
+        epochs: of training; 0 for none.
+        parameters: predicted number of weights.
+        compute: predicted share of the original's multiply-accumulates in layers.
+    """
+
+    vocabulary: int | None = None
+    layers: int | None = None
+    width: float = 1.0
+    epochs: float = 0.0
+    parameters: int
+    compute: float = 1.0
+
+    @property
+    def section(self) -> CompressSection:
+        """The recipe's section that says it."""
+        prune = PruneSection(layers=self.layers, heads=self.width, neurons=self.width) if self.layers is not None or self.width < 1 else None
+        return CompressSection(vocabulary=VocabularySection(size=self.vocabulary) if self.vocabulary else None, prune=prune,
+                               distill=DistillSection(epochs=self.epochs) if self.epochs else None)
+
+    @property
+    def title(self) -> str:
+        """A short name for tables."""
+        parts = [f"{self.vocabulary:,} tokens"] if self.vocabulary else []
+        parts += [f"{self.layers} layers"] if self.layers is not None else []
+        parts += [f"width {self.width:g}"] if self.width < 1 else []
+        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        return ", ".join(parts) or "INT8 alone"
+
+
+class LaneTrial(Model):
+    """What a candidate came to in a lane: bytes, speed against float32 at the shortest and longest length, and the metric."""
+
+    lane: str
+    size_bytes: int
+    latency_ms: dict[int, float]
+    speedup: dict[int, float]
+    metric: Estimate
+    reference: Estimate
+    drop: Estimate
+
+
+class Trial(Model):
+    """An evaluated candidate.
+
+    Attributes:
+        candidate: what was tried.
+        lanes: what came out in each required lane.
+        misses: what of the wish it does not fulfil, in words; empty where it fulfils all.
+        shortfall: how far it is from the wish: 0 where it is fulfilled, 1 where a limit is missed by its own size.
+        seconds: that it took.
+    """
+
+    candidate: Candidate
+    lanes: tuple[LaneTrial, ...]
+    misses: tuple[str, ...]
+    shortfall: float
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the largest lane."""
+        return max(lane.size_bytes for lane in self.lanes)
+
+    @property
+    def quality(self) -> float:
+        """The metric of the worst lane."""
+        return min(lane.metric.value for lane in self.lanes)
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds at the longest length, of the slowest lane."""
+        return max(lane.latency_ms[max(lane.latency_ms)] for lane in self.lanes)
+
+
+@dataclass
+class Search:
+    """A search for the best candidate.
+
+    Attributes:
+        prepared: the build without compression; its development data choose.
+        wish: what is wanted.
+        limits: jobs and memory.
+        tell: told what the steps do.
+        trials: what was evaluated, in order.
+    """
+
+    prepared: Prepared
+    wish: Wish
+    limits: Limits
+    tell: Callable[[Event], None]
+    announce: Callable[[Trial], None] = lambda trial: None
+    trials: list[Trial] = field(default_factory=list)
+
+    def run(self) -> Trial:
+        """Evaluate candidates until one fulfils the wish, or the time is up; returns the best.
+
+        Raises:
+            RecipeError: there are no labelled development data, or no metric for the task.
+            EdgeExportError: a step failed.
+        """
+        self._begun = time.monotonic()
+        self._float32 = self._float32_latencies()
+        whole = Candidate(parameters=self._parameters)
+        if not self._try(whole):
+            for candidate in self._untrained(whole):
+                if self._try(candidate):
+                    break
+            else:
+                self._train()
+        return min(self.trials, key=lambda trial: (trial.shortfall, trial.size if trial.shortfall == 0 else 0, -trial.quality))
+
+    @property
+    def pareto(self) -> list[Trial]:
+        """The trials that no other beats in size, latency and quality at once."""
+        def beaten(one: Trial) -> bool:
+            return any(other.size <= one.size and other.latency <= one.latency and other.quality >= one.quality
+                       and (other.size, other.latency, other.quality) != (one.size, one.latency, one.quality) for other in self.trials)
+        return [trial for trial in self.trials if not beaten(trial)]
+
+    # -- what there is to try
+
+    @property
+    def _parameters(self) -> int:
+        return int(self.prepared.resolved.spec.parameters or 0)
+
+    def _shape(self, name: str) -> int:
+        return int(self.prepared.resolved.spec.facts.get(name) or 0)
+
+    def _fits(self, parameters: int) -> bool:
+        return self.wish.max_size_mb is None or parameters * OVERHEAD <= self.wish.max_size_mb * 1e6
+
+    def _with_vocabulary(self, candidate: Candidate) -> Candidate | None:
+        """The candidate with as many tokens as fit; None where too few would."""
+        if self._fits(candidate.parameters):
+            return candidate
+        vocabulary, width = self._shape("vocabulary"), self._shape("embedding_width")
+        excess = candidate.parameters - int((self.wish.max_size_mb or 0) * 1e6 / OVERHEAD)
+        kept = vocabulary - math.ceil(excess / max(width, 1))
+        if kept < LEAST_VOCABULARY * vocabulary:
+            return None
+        return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - (vocabulary - kept) * width})
+
+    def _untrained(self, whole: Candidate) -> Iterator[Candidate]:
+        """Candidates that need no training: a smaller vocabulary alone."""
+        smaller = self._with_vocabulary(whole)
+        if smaller is not None and smaller != whole and self.wish.min_speedup is None:
+            yield smaller
+
+    def _structures(self) -> list[Candidate]:
+        """Fewer layers and narrower ones that should fulfil the wish, first what keeps most."""
+        layers, inside = self._shape("layers"), self._shape("layer_parameters")
+        slowest = min(min(lane.speedup.values()) for lane in self.trials[0].lanes)
+        found = []
+        for depth in DEPTHS:
+            for width in WIDTHS:
+                count = max(1, round(depth * layers))
+                compute = count / layers * width
+                if (count, width) == (layers, 1.0):
+                    continue
+                # Heads and neurons scale what lies in attention and in feed-forward networks alike.
+                parameters = self._parameters - inside + round(inside * compute)
+                candidate = Candidate(layers=count if count < layers else None, width=width, parameters=parameters, compute=compute)
+                if self.wish.min_speedup is not None and slowest / compute < self.wish.min_speedup:
+                    continue
+                fitting = self._with_vocabulary(candidate)
+                if fitting is not None:
+                    found.append(fitting)
+        return sorted(found, key=lambda candidate: (-candidate.compute, candidate.layers or layers))
+
+    def _train(self) -> None:
+        """Train the largest structures for a short time each, and the best of them for the rest."""
+        shortlist = self._structures()[:SHORTLIST]
+        if not shortlist:
+            return
+        rate = self._epoch_seconds(shortlist[0])
+        left = self._left()
+        tried = []
+        for candidate in shortlist:
+            epochs = max(LEAST_EPOCHS, round(TRYING * left / len(shortlist) / (rate * candidate.compute), 1))
+            if self._left() < rate * candidate.compute * LEAST_EPOCHS:
+                break
+            if self._try(candidate.model_copy(update={"epochs": epochs})):
+                return
+            tried.append(self.trials[-1])
+        if not tried:
+            return
+        best = min(tried, key=lambda trial: (trial.shortfall, -trial.quality))
+        # What training really took, evaluation included, says how far the rest of the time goes.
+        overhead = 0.25 * best.seconds
+        per_epoch = max(best.seconds - overhead, 1.0) / best.candidate.epochs
+        epochs = round((self._left() - overhead) / per_epoch, 1)
+        if epochs > best.candidate.epochs:
+            self._try(best.candidate.model_copy(update={"epochs": epochs}))
+
+    def _left(self) -> float:
+        return self.wish.minutes * 60 - (time.monotonic() - self._begun)
+
+    def _epoch_seconds(self, candidate: Candidate) -> float:
+        """Seconds that one epoch of the whole model would take, from what the teacher took to read the texts once."""
+        prepared = self.prepared.planned_anew(self._recipe(candidate.model_copy(update={"epochs": 1.0})))
+        teacher = next(node.id for node in prepared.plan.nodes.values() if node.step.name == "compute_teacher")
+        entry = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run([teacher])[teacher]
+        return TRAINING_COST * entry.run.seconds
+
+    # -- trying
+
+    def _recipe(self, candidate: Candidate) -> Recipe:
+        return self.prepared.resolved.recipe.model_copy(update={"compress": candidate.section})
+
+    def _try(self, candidate: Candidate) -> bool:
+        """Evaluate a candidate; whether it fulfils the wish."""
+        begun = time.monotonic()
+        evaluation = Evaluation(self.prepared.planned_anew(self._recipe(candidate)), self.limits, self.tell)
+        reports = [evaluation.report(plan) for plan in evaluation.lanes if plan.variant is not None and plan.lane.required]
+        lanes = tuple(self._lane(report) for report in reports)
+        misses, shortfall = self._misses(lanes)
+        trial = Trial(candidate=candidate, lanes=lanes, misses=misses, shortfall=shortfall, seconds=time.monotonic() - begun)
+        self.trials.append(trial)
+        self.announce(trial)
+        return not misses
+
+    def _lane(self, report: LaneReport) -> LaneTrial:
+        if not report.metrics:
+            raise RecipeError("tune needs a metric to choose by.", why=f"there is none for {self.prepared.resolved.spec.task} yet",
+                              hint="build with a recipe of your own choice instead")
+        result = (report.untruncated or report.metrics)[0]
+        latency = {length: times["p50"] for length, times in report.speed.latency_ms.items()} if report.speed else {}
+        base = self._float32[report.lane]
+        return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
+                         speedup={length: base[length] / latency[length] for length in (min(latency), max(latency))},
+                         metric=result.lane, reference=result.reference, drop=result.drop)
+
+    def _misses(self, lanes: Sequence[LaneTrial]) -> tuple[tuple[str, ...], float]:
+        """What is not fulfilled, in words, and how far it is off in all."""
+        misses, shortfall = [], 0.0
+        for lane in lanes:
+            if self.wish.max_size_mb is not None and lane.size_bytes > self.wish.max_size_mb * 1e6:
+                misses.append(f"{lane.lane}: {lane.size_bytes / 1e6:.1f} MB, more than {self.wish.max_size_mb:g}")
+                shortfall += lane.size_bytes / (self.wish.max_size_mb * 1e6) - 1
+            if lane.drop.value > self.wish.max_drop:
+                misses.append(f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.wish.max_drop:g}")
+                shortfall += (lane.drop.value - self.wish.max_drop) / max(lane.reference.value, 1e-9)
+            slowest = min(lane.speedup.values())
+            if self.wish.min_speedup is not None and slowest < self.wish.min_speedup:
+                misses.append(f"{lane.lane}: {slowest:.2f} times as fast as float32, less than {self.wish.min_speedup:g}")
+                shortfall += 1 - slowest / self.wish.min_speedup
+        return tuple(misses), shortfall
+
+    def _float32_latencies(self) -> dict[str, dict[int, float]]:
+        """Lane → length → milliseconds of the original in float32, with the same lengths and threads."""
+        recipe = self.prepared.resolved.recipe
+        lanes = {lane.name: Precision(preset="float32") for target in self.prepared.targets for lane in target.lanes}
+        float32 = recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lanes": lanes})})
+        prepared = self.prepared.planned_anew(float32)
+        plans = [plan for plan in prepared.plan.lanes if plan.speed is not None]
+        entries = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run([str(plan.speed) for plan in plans])
+        found = {}
+        for plan in plans:
+            blob = entries[str(plan.speed)].artifact.tree[SPEED_FILE]
+            measured = json.loads(prepared.store.blob_path(blob).read_text(encoding="utf-8"))
+            found[plan.lane.name] = {int(length): times["p50"] for length, times in measured["latency_ms"].items()}
+        return found
+
+
+def on_development(prepared: Prepared) -> Prepared:
+    """The build judged by its development data.
+
+    Raises:
+        RecipeError: there are none, or they have no labels.
+    """
+    resolved = prepared.resolved
+    data = resolved.datasets.get("development")
+    if data is None or not any(row.labelled for row in data.rows):
+        corpus = ' and corpus = "answers.jsonl"' if resolved.spec.task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} else ""
+        raise RecipeError("tune needs labelled development data to choose by.", why="the evaluation data may judge, but not choose",
+                          hint=f'add [data.development] with file = "…"{corpus} to the recipe')
+    chosen = replace(resolved, judging=("probes", "development"))
+    return replace(prepared, resolved=chosen, plan=make_plan(chosen, prepared.targets, prepared.host))
