@@ -1,8 +1,9 @@
 """INT8 for ONNX, by a policy.
 
-Weights are unsigned 8-bit, one scale and zero point per output channel. Unsigned times unsigned is exact on every instruction set:
-AVX2's byte product of unsigned and signed saturates at 16 bits, so that the usual signed weights give other answers on a build host
-than on ARM.
+Dynamic: activations get a scale per token while the model runs (:mod:`._onnx_dynamic`). Activations are unsigned and weights signed, which
+is the fastest product of bytes there is, with weights that keep it exact on every instruction set (:func:`._int8_weights.quantize_columns`).
+
+Static: onnxruntime's quantizer. Activations and weights are unsigned; that is exact on every instruction set too, and slower.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edgeexport.policy import Policy, Scheme
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._calibration import calibration_feeds
+from ._onnx_dynamic import quantize_dynamically
 from ._overrides import Matcher
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class QuantizeOnnx(Step):
-    """Quantize a float32 graph with onnxruntime's quantizer.
+    """Quantize a float32 graph.
 
     Attributes:
         precision: the policy's name.
@@ -41,7 +43,7 @@ class QuantizeOnnx(Step):
     policy: Policy
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
-        """A quarter of the bytes; refuses what onnxruntime's quantizer has no form for."""
+        """A quarter of the bytes; refuses what one file can't hold."""
         model, schemes = inputs["model"], self.schemes
         if len(schemes) > 1:
             return Refusal(reason=f"one ONNX file can't hold {' and '.join(schemes)} operators",
@@ -60,14 +62,16 @@ class QuantizeOnnx(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize every operator that the policy does not leave in float."""
         import onnx
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         path = inputs["model"].path / "model.onnx"
         target = out / "model.onnx"
-        left = left_in_float(onnx.load(path, load_external_data=False), self.policy)
+        model = onnx.load(path)
+        left = left_in_float(model, self.policy)
         context.report(None, f"quantizing ({self.precision})")
         if self.schemes == ["dynamic"]:
-            quantize_dynamic(path, target, per_channel=True, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
+            quantize_dynamically(model, left)
+            onnx.save_model(model, target)
         else:
             feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path)
             quantize_static(

@@ -49,8 +49,8 @@ QUANTIZATION_INPUTS: dict[str, tuple[int, ...]] = {
     CONTRIB + "DynamicQuantizeLSTM": (8, 9, 10, 11), CONTRIB + "MatMulNBits": (2, 3), CONTRIB + "MatMulBnb4": (2,),
     CONTRIB + "GatherBlockQuantized": (2, 3),
 }
-# How onnxruntime's quantizer names what it multiplies by scales outside such operators.
-QUANTIZATION_NAMES = ("_scale", "_scales", "_zero_point", "_zero_points")
+# How quantizers, onnxruntime's and ours, name what they multiply by outside such operators.
+QUANTIZATION_NAMES = ("_scale", "_scales", "_zero_point", "_zero_points", "_rotation")
 
 # No arithmetic on activations: moving and selecting data, its shape and its type, and control flow (whose body is counted itself).
 MOVEMENT = frozenset({
@@ -227,10 +227,10 @@ class _Reader:
     # Arithmetic
 
     def _product_weights(self, node: onnx.NodeProto) -> list[str]:
-        """The constant matrices or kernels of a product; empty for other operators."""
+        """The constant matrices or kernels of a product; empty for other operators, and for what is part of quantizing an activation."""
         positions = PRODUCTS.get(_operator(node), ())
         found = [self._constant_behind(node.input[position]) for position in positions if position < len(node.input)]
-        return [name for name in found if name is not None and len(self.tensors[name].dims) >= 2]
+        return [name for name in found if name is not None and len(self.tensors[name].dims) >= 2 and not name.endswith(QUANTIZATION_NAMES)]
 
     def _computes(self, node: onnx.NodeProto) -> Computes:
         """How an operator's arithmetic is done."""
@@ -272,7 +272,19 @@ class _Reader:
         _, node = self._origin(value, past_dequantizers=True)
         if node is None:
             return False
-        return node.op_type == "DynamicQuantizeLinear" or (_operator(node) in QUANTIZERS and self._constant_behind(node.input[1]) is None)
+        if _operator(node) in QUANTIZERS:
+            return self._constant_behind(node.input[1]) is None or self._is_divided_by_its_largest(node.input[0])
+        return node.op_type == "DynamicQuantizeLinear"
+
+    def _is_divided_by_its_largest(self, value: str) -> bool:
+        """Whether a value was divided by a maximum taken at run time; a constant scale after that is a dynamic one."""
+        division = self.maker.get(value)
+        if division is None or division.op_type != "Div":
+            return False
+        divisor = self.maker.get(division.input[1])
+        if divisor is not None and divisor.op_type == "Max":
+            divisor = self.maker.get(divisor.input[0])
+        return divisor is not None and divisor.op_type == "ReduceMax"
 
 
 def _operator(node: onnx.NodeProto) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import numpy as np
 import pytest
 from int8 import CLASSIFIER, TAGGER, assert_near_the_original, assert_vectors_point_the_same_way, computed, model_file, policy
@@ -10,8 +12,9 @@ from zoo import Zoo
 
 from edgeexport.catalog import find_step
 from edgeexport.errors import RecipeError
+from edgeexport.inspection import inspect_file
 from edgeexport.policy import Policy
-from edgeexport.step import Refusal
+from edgeexport.step import Refusal, View
 
 
 @pytest.mark.parametrize(("precision", "error", "agreement"), [("dynamic-int8", 0.08, 0.92), ("static-int8", 0.13, 0.92)])
@@ -24,14 +27,13 @@ def test_int8_vectors_point_the_same_way(zoo: Zoo) -> None:
     assert_vectors_point_the_same_way(zoo, "onnx", "dynamic-int8")
 
 
-@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8"])
-def test_weights_are_within_half_a_step(zoo: Zoo, precision: str) -> None:
+def test_static_weights_are_within_half_a_step(zoo: Zoo) -> None:
     """Each stored matrix, made float again, is off by at most half its channel's step (and by the rounding of the zero point)."""
     import onnx
     from onnx.numpy_helper import to_array
 
-    before = {tensor.name: to_array(tensor) for tensor in onnx.load(str(model_file(zoo.exported(CLASSIFIER, "onnx")))).graph.initializer}
-    after = {tensor.name: to_array(tensor) for tensor in onnx.load(str(model_file(zoo.quantized(CLASSIFIER, "onnx", precision)))).graph.initializer}
+    exported, quantized = zoo.exported(CLASSIFIER, "onnx"), zoo.quantized(CLASSIFIER, "onnx", "static-int8")
+    before, after = ({tensor.name: to_array(tensor) for tensor in onnx.load(model_file(view)).graph.initializer} for view in (exported, quantized))
     count = 0
     for name, weights in before.items():
         if f"{name}_quantized" not in after or weights.ndim != 2:
@@ -51,18 +53,36 @@ def test_weights_are_within_half_a_step(zoo: Zoo, precision: str) -> None:
     assert count == 17
 
 
+def float_products(view: View) -> set[str]:
+    """Names of the products whose weights are still float."""
+    left = {weight.used_by for weight in inspect_file(model_file(view)).float_weights}
+    return {name for name in left if name.rpartition("/")[2].startswith(("MatMul", "Gemm"))}
+
+
 def test_overrides_leave_modules_in_float(zoo: Zoo) -> None:
-    """Six matrices in each of the two layers, pooler and classifier: 14 products."""
-    assert computed(zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8"))["MatMulInteger", "int8-dynamic"] == 14
-    for match, left in (("*.layer.0.*", 6), ("*.self.query", 2), ("classifier", 1), ("*.layer.?.*", 12)):
-        found = computed(zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8-x", policy("dynamic", **{match: "float"})))
-        assert found["MatMulInteger", "int8-dynamic"] == 14 - left, match
+    """Six matrices in each of the two layers, three of them one product; pooler and classifier."""
+    view = zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8")
+    assert computed(view)["com.microsoft.MatMulIntegerToFloat", "int8-dynamic"] == 2 * 4 + 2
+    assert not float_products(view)
+    for match, left, products in (("*.layer.0.*", 6, 6), ("*.self.query", 2, 10), ("classifier", 1, 9), ("*.layer.?.*", 12, 2)):
+        view = zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8-x", policy("dynamic", **{match: "float"}))
+        found = float_products(view)
+        assert len(found) == left, match
+        assert all(fnmatchcase(name.partition("/")[0], match) for name in found)
+        assert computed(view)["com.microsoft.MatMulIntegerToFloat", "int8-dynamic"] == products, match
+
+
+def test_a_table_may_stay_float(zoo: Zoo) -> None:
+    view = zoo.quantized(CLASSIFIER, "onnx", "dynamic-int8-x", policy("dynamic", **{"op:Gather": "float"}))
+    embedding = {group.dtype: group.elements for group in inspect_file(model_file(view)).weight_groups if group.group == "embedding"}
+    assert "int8" not in embedding
+    assert not float_products(view)
 
 
 def test_the_last_override_decides(zoo: Zoo) -> None:
-    found = computed(zoo.quantized(CLASSIFIER, "onnx", "x", policy("float", **{"op:MatMul": "dynamic", "*.layer.1.*": "float"})))
-    assert found["MatMulInteger", "int8-dynamic"] == 6
-    assert found["MatMul", "float"] == 12  # layer 1, pooler and classifier, and two products of activations in each layer
+    view = zoo.quantized(CLASSIFIER, "onnx", "x", policy("float", **{"op:MatMul": "dynamic", "*.layer.1.*": "float"}))
+    assert computed(view)["com.microsoft.MatMulIntegerToFloat", "int8-dynamic"] == 4
+    assert len(float_products(view)) == 6 + 2  # layer 1, pooler and classifier
 
 
 @pytest.mark.parametrize("match", ["*.layer.9.*", "op:Conv", "query"])

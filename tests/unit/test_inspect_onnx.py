@@ -70,6 +70,24 @@ def test_a_scale_from_the_activation_itself_is_dynamic(tmp_path: Path) -> None:
     assert report.integer_compute_share == 1
 
 
+@pytest.mark.parametrize(("divisor", "computes"), [("largest", "int8-dynamic"), ("limited", "int8-dynamic"), ("mean", "int8"), ("x_scale", "int8")])
+def test_a_constant_scale_after_a_division_by_the_largest_is_dynamic(tmp_path: Path, divisor: str, computes: str) -> None:
+    report = inspect_file(onnx_file(tmp_path / "m.onnx", [
+        node("Abs", "x", "a"), node("ReduceMax", "a", "largest", keepdims=1), node("Max", "largest x_scale", "limited"),
+        node("ReduceMean", "a", "mean", keepdims=1), node("Div", f"x {divisor}", "d"), node("QuantizeLinear", "d x_scale x_zero", "q"),
+        node("MatMulIntegerToFloat", "q w x_scale w_scale x_zero", "y", domain="com.microsoft"),
+    ], QDQ_CONSTANTS | {"x_zero": np.uint8(128)}, com_microsoft=1))
+    assert use(report, "com.microsoft.MatMulIntegerToFloat").computes == computes
+    assert report.integer_compute_share == 1
+
+
+def test_rotating_an_activation_is_part_of_quantizing_it(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x 4_rotation", "r"), node("MatMul", "r w", "y")]
+    report = inspect_file(onnx_file(tmp_path / "m.onnx", nodes, {"4_rotation": floats(4, 4), "w": floats(4, 8)}))
+    assert group(report, "quantization", "float32") == (1, 16, 64)
+    assert [left.name for left in report.float_weights] == ["w"]
+
+
 def test_dequantized_weights_alone_are_float_arithmetic(tmp_path: Path) -> None:
     nodes = [node("DequantizeLinear", "w w_scale w_zero", "wd"), node("Transpose", "wd", "wt", perm=[1, 0]), node("MatMul", "x wt", "y")]
     report = inspect_file(onnx_file(tmp_path / "m.onnx", nodes, QDQ_CONSTANTS | {"w": bytes8(8, 4)}))
