@@ -12,9 +12,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tomli_w
 
 from edgeexport.artifact import Model, Task
-from edgeexport.errors import RecipeError
+from edgeexport.errors import OutputError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
@@ -135,6 +138,11 @@ class Trial(Model):
         """Milliseconds at the longest length, of the slowest lane."""
         return max(lane.latency_ms[max(lane.latency_ms)] for lane in self.lanes)
 
+    @property
+    def speedup(self) -> float:
+        """Against float32, of the slowest lane at its slower length."""
+        return min(min(lane.speedup.values()) for lane in self.lanes)
+
 
 @dataclass
 class Search:
@@ -213,7 +221,7 @@ class Search:
     def _structures(self) -> list[Candidate]:
         """Fewer layers and narrower ones that should fulfil the wish, first what keeps most."""
         layers, inside = self._shape("layers"), self._shape("layer_parameters")
-        slowest = min(min(lane.speedup.values()) for lane in self.trials[0].lanes)
+        slowest = self.trials[0].speedup
         found = []
         for depth in DEPTHS:
             for width in WIDTHS:
@@ -267,6 +275,10 @@ class Search:
         return TRAINING_COST * entry.run.seconds
 
     # -- trying
+
+    def recipe_of(self, trial: Trial) -> Recipe:
+        """The recipe of a candidate that was tried."""
+        return self._recipe(trial.candidate)
 
     def _recipe(self, candidate: Candidate) -> Recipe:
         return self.prepared.resolved.recipe.model_copy(update={"compress": candidate.section})
@@ -340,3 +352,26 @@ def on_development(prepared: Prepared) -> Prepared:
                           hint=f'add [data.development] with file = "…"{corpus} to the recipe')
     chosen = replace(resolved, judging=("probes", "development"))
     return replace(prepared, resolved=chosen, plan=make_plan(chosen, prepared.targets, prepared.host))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as a file; its paths become absolute, since it may lie elsewhere.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    given = (file for value in data.get("data", {}).values() for file in (value if isinstance(value, list) else [value]) if isinstance(file, dict))
+    for file in given:
+        for key in ("file", "corpus"):
+            if key in file:
+                file[key] = str((recipe.directory / file[key]).absolute())
+    if "texts" in data.get("data", {}):
+        data["data"]["texts"] = str((recipe.directory / data["data"]["texts"]).absolute())
+    if (recipe.directory / recipe.model.source).is_dir():
+        data["model"]["source"] = str((recipe.directory / recipe.model.source).absolute())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tomli_w.dumps(data), encoding="utf-8")
+    except OSError as exc:
+        raise OutputError(f"Cannot write {path}.", why=exc.strerror) from exc

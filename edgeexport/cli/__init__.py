@@ -14,6 +14,7 @@ from edgeexport.errors import EXIT_ERROR, EXIT_INTERRUPTED, EdgeExportError, Usa
 # Command → the module that holds it: imported when it is called, so that `--help` costs nothing.
 COMMANDS = {
     "build": "edgeexport.cli.build",
+    "tune": "edgeexport.cli.tune",
     "plan": "edgeexport.cli.plan",
     "init": "edgeexport.cli.init",
     "targets": "edgeexport.cli.targets",
@@ -28,6 +29,7 @@ COMMANDS = {
 }
 SUMMARIES = {
     "build": "Build a verified bundle for each target.",
+    "tune": "Search for a smaller and faster model that is still good enough.",
     "plan": "Show what a build would do, and what is stored already.",
     "init": "Write a commented recipe for a model.",
     "targets": "List the targets, or show one.",

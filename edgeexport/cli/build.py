@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -10,8 +9,8 @@ from rich.markup import escape
 
 from edgeexport.build import Built, build
 from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
-from edgeexport.cli.progress import LineProgress, LiveProgress, Progress
-from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json, styled
+from edgeexport.cli.progress import show_progress
+from edgeexport.cli.terminal import EXIT_CODES, json_option, megabytes, out, print_json, styled
 from edgeexport.prepare import Prepared, prepare
 from edgeexport.report.model import Report, interval_text
 from edgeexport.runner import host
@@ -47,8 +46,7 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     with store.in_use():  # from here on: preparing puts the data sets into the store
         prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
         tell_offline(prepared)
-        progress: Progress = LiveProgress() if err.is_terminal and not os.environ.get("CI") else LineProgress()
-        with progress:
+        with show_progress() as progress:
             built = build(prepared, directory, limits, progress.tell, repair=repair)
     if as_json:
         print_json({"bundles": [{"directory": str(b.directory), "archive": str(b.archive), "payload": b.manifest.payload,

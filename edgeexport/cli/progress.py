@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
@@ -27,6 +28,11 @@ class Progress(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """End."""
+
+
+def show_progress() -> Progress:
+    """A live table on a terminal; lines elsewhere."""
+    return LiveProgress() if err.is_terminal and not os.environ.get("CI") else LineProgress()
 
 
 class LineProgress:

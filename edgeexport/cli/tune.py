@@ -1,0 +1,93 @@
+"""`edgeexport tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from edgeexport.build import build
+from edgeexport.cli.build import default_limits, show_built
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
+from edgeexport.cli.progress import show_progress
+from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json
+from edgeexport.errors import EXIT_FAIL
+from edgeexport.prepare import prepare
+from edgeexport.store import Store
+from edgeexport.target import load_target
+from edgeexport.tune import Search, Trial, Wish, on_development, write_recipe
+
+
+@click.command("tune")
+@model_options
+@click.option("--max-size-mb", type=click.FloatRange(min=0, min_open=True), help="Largest file of a lane, in MB.")
+@click.option("--max-drop", type=click.FloatRange(0, 1), default=0.02, show_default=True,
+              help="Largest loss of the task metric on the development data, as a share; 0.02 is 2 points.")
+@click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="Least speed of each lane against its float32 form.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Time for search and training.")
+@click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at once; default: one per core, up to 4.")
+@click.option("--memory-mb", type=click.IntRange(500), help="Memory for all steps together; default: 80 % of what is there.")
+@click.option("--out", "-o", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path("bundles"), show_default=True,
+              help="Where the winner's bundle goes, and its recipe.")
+@json_option
+def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None, max_length: int | None,
+                 trusted: bool, max_size_mb: float | None, max_drop: float, min_speedup: float | None, minutes: float, jobs: int | None,
+                 memory_mb: int | None, directory: Path, as_json: bool) -> int:
+    """Search for a smaller and faster model that is still good enough.
+
+    Candidates (a smaller vocabulary, fewer layers, heads and neurons, trained towards the original) are chosen on the recipe's development
+    data. The winner becomes a recipe, and is built and judged on the evaluation data, once.
+    """
+    profiles = [load_target(name) for name in dict.fromkeys(targets)]
+    chosen = choose_recipe(model, recipe, task, max_length, announce=not as_json)
+    limits = default_limits(jobs, memory_mb)
+    store = Store()
+    with store.in_use():
+        prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
+        tell_offline(prepared)
+        wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=min_speedup, minutes=minutes)
+        with show_progress() as progress:
+            search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)))
+            best = search.run()
+            final = prepared.planned_anew(search.recipe_of(best))
+            built = build(final, directory, limits, progress.tell)
+    path = directory / f"{chosen.name}-tuned.toml"
+    write_recipe(final.resolved.recipe, path)
+    if as_json:
+        print_json({"recipe": str(path), "best": best.model_dump(mode="json"), "trials": [trial.model_dump(mode="json") for trial in search.trials],
+                    "pareto": [search.trials.index(trial) for trial in search.pareto],
+                    "bundles": [{"directory": str(b.directory), "report": b.report.model_dump(mode="json")} for b in built]})
+    else:
+        show_trials(search, best)
+        for each in built:
+            show_built(each, final)
+        out.print(f"recipe:  {path}", soft_wrap=True)
+        for miss in best.misses:
+            out.print(f"[yellow]not reached:[/] {miss}")
+    return EXIT_FAIL if best.misses else EXIT_CODES[built[0].report.verdict]
+
+
+def trial_line(trial: Trial) -> str:
+    """What a candidate came to, in a line."""
+    return (f"[bold]{trial.candidate.title}[/]: {megabytes(trial.size)}, {trial.quality:.3f} on the development data, {trial.latency:.1f} ms"
+            + ("" if trial.misses else ", [green]fulfils the wish[/]"))
+
+
+def show_trials(search: Search, best: Trial) -> None:
+    """The candidates as a table, those that no other beats marked."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("candidate", "size", "ms", "speedup", "metric (95 %)", ""):
+        table.add_column(column, justify="right" if column in {"size", "ms", "speedup"} else "left")
+    front = search.pareto
+    for trial in search.trials:
+        worst = min(trial.lanes, key=lambda lane: lane.metric.value)
+        marks = [*(["best"] if trial is best else []), *(["Pareto"] if trial in front else [])]
+        table.add_row(trial.candidate.title, megabytes(trial.size), f"{trial.latency:.1f}", f"{trial.speedup:.1f}x",
+                      f"{worst.metric.value:.3f} [{worst.metric.low:.3f}, {worst.metric.high:.3f}]", ", ".join(marks))
+    out.print()
+    out.print(table)
+    reference = search.trials[0].lanes[0].reference
+    out.print(f"[dim]on the development data, worst lane; the float32 original: {reference.value:.3f}[/]")
+
+
