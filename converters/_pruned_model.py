@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PRUNED_SHAPES = "pruned_shapes"
+# Where a class whose models have other shapes keeps the one that it was made of.
+PLAIN_CLASS = "plain_class"
 # What Transformers writes; the rest of a checkpoint artifact (tokenizer, text spec, licence) is carried over.
 WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 
@@ -37,7 +39,7 @@ def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / name)
     with torch.device("meta"):
-        plain = type(model)(model.config)
+        plain = getattr(type(model), PLAIN_CLASS, type(model))(model.config)
     usual = {name: parameter.shape for name, parameter in plain.named_parameters()}
     pruned = {name: list(parameter.shape) for name, parameter in model.named_parameters() if parameter.shape != usual[name]}
     model.save_pretrained(out)
@@ -58,7 +60,7 @@ def with_shapes(model_class: type[PreTrainedModel], shapes: Mapping[str, Sequenc
             resize(self.get_submodule(path), kind, tuple(shape))
 
     # Its name goes into config.json, and means the class that everybody has.
-    return type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__})
+    return type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__, PLAIN_CLASS: model_class})
 
 
 def resize(module: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> None:
