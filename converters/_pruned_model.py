@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeexport.artifact import Spec
-
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 PRUNED_SHAPES = "pruned_shapes"
-UNPRUNED = "_unpruned_class"  # where a class whose models have other shapes keeps the one it was made of
+# Where a class whose models have other shapes keeps the one that it was made of.
+PLAIN_CLASS = "plain_class"
 # What Transformers writes; the rest of a checkpoint artifact (tokenizer, text spec, licence) is carried over.
 WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 
@@ -40,7 +39,7 @@ def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / name)
     with torch.device("meta"):
-        plain = getattr(type(model), UNPRUNED, type(model))(model.config)
+        plain = getattr(type(model), PLAIN_CLASS, type(model))(model.config)
     usual = {name: parameter.shape for name, parameter in plain.named_parameters()}
     pruned = {name: list(parameter.shape) for name, parameter in model.named_parameters() if parameter.shape != usual[name]}
     model.save_pretrained(out)
@@ -61,7 +60,7 @@ def with_shapes(model_class: type[PreTrainedModel], shapes: Mapping[str, Sequenc
             resize(self.get_submodule(path), kind, tuple(shape))
 
     # Its name goes into config.json, and means the class that everybody has.
-    return type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__, UNPRUNED: model_class})
+    return type(model_class.__name__, (model_class,), {"__init__": make, "__module__": model_class.__module__, PLAIN_CLASS: model_class})
 
 
 def resize(module: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> None:
@@ -72,10 +71,3 @@ def resize(module: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> None:
     setattr(module, kind, torch.nn.Parameter(old.new_empty(shape)))
     if isinstance(module, torch.nn.Linear) and kind == "weight":
         module.out_features, module.in_features = shape
-
-
-def pruned_spec(model: PreTrainedModel, spec: Spec, out: Path, **facts: Any) -> Spec:
-    """The spec of a checkpoint that was written to `out`, with what its weights count now."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return spec.model_copy(update={"parameters": parameters, "bytes": size, "facts": spec.facts | facts})

@@ -99,10 +99,16 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", folded).split()) or " ".join(folded.split())
 
 
+def stream_rows(path: Path) -> Iterator[Row]:
+    """The rows of a stored data set, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield Row.model_validate_json(line)
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a stored data set."""
-    with path.open(encoding="utf-8") as file:
-        return [Row.model_validate_json(line) for line in file]
+    return list(stream_rows(path))
 
 
 def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labels: Labels, classes: Iterable[str] = ()) -> Dataset:

@@ -60,6 +60,11 @@ class Zoo:
         step = find_step("load_checkpoint")(spec=checkpoint.spec(section), text=checkpoint.text_spec(section).as_dict())
         return self.run(step, {"source": View(directory, Spec(kind=Kind.SOURCE, facts={"digests": digests}))})
 
+    def trimmed(self, case: Case, size: int) -> View:
+        """The checkpoint with so many tokens, chosen by the calibration data."""
+        return self._once(("trimmed", case, size), lambda: self.run(
+            find_step("trim_vocabulary")(size=size, datasets=("texts",)), {"checkpoint": self.loaded(case), "texts": self.calibration()}))
+
     def exported(self, case: Case, model_format: str) -> View:
         """The float32 model."""
         options = {"lengths": LENGTHS} if model_format == "tflite" else {}
