@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeexport.artifact import Spec
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -71,3 +73,10 @@ def resize(module: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> None:
     setattr(module, kind, torch.nn.Parameter(old.new_empty(shape)))
     if isinstance(module, torch.nn.Linear) and kind == "weight":
         module.out_features, module.in_features = shape
+
+
+def pruned_spec(model: PreTrainedModel, spec: Spec, out: Path, **facts: Any) -> Spec:
+    """The spec of a checkpoint that was written to `out`, with what its weights count now."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return spec.model_copy(update={"parameters": parameters, "bytes": size, "facts": spec.facts | facts})

@@ -20,7 +20,7 @@ from ._architecture import ARCHITECTURES, Architecture
 from ._coverage import count_tokens, measure_coverage, read_texts
 from ._kept_tokens import choose, demands
 from ._own_code import brings_code
-from ._pruned_model import save_model
+from ._pruned_model import pruned_spec, save_model
 from ._task_model import load_model, read_text
 from ._token_ids import named_ids, renumbered
 from ._tokenizer_file import TokenizerFile
@@ -101,10 +101,7 @@ class TrimVocabulary(Step):
         select_tokens(model, ARCHITECTURES[str(checkpoint.spec.architecture)], new_ids)
         save_model(model, source, out)
         write_text_files(out, after, text, new_ids)
-        return checkpoint.spec.model_copy(update={
-            "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "facts": checkpoint.spec.facts | {"vocabulary": len(kept), "coverage": coverage}})
+        return pruned_spec(model, checkpoint.spec, out, vocabulary=len(kept), coverage=coverage)
 
 
 def added_by_transformers(source: Path, file: TokenizerFile) -> set[int]:

@@ -30,6 +30,9 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
     """
     section, checkpoint = resolved.recipe.compress, original
     if section.vocabulary is not None:
+        if resolved.spec.task is Task.FILL_MASK:
+            raise PlanError("The vocabulary of a model that fills in tokens is what it answers with.",
+                            why="answers from two vocabularies cannot be compared", hint="take compress.vocabulary out")
         trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",))
         checkpoint = graph.must("trim_vocabulary", trim, {"checkpoint": checkpoint, "training": _training(resolved, "compress.vocabulary")})
     if section.prune is not None:
