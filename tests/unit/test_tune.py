@@ -1,0 +1,138 @@
+"""The search's choices: which candidates there are, what fulfils a wish, what no other beats, and that the winner is an ordinary recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_compression import compressed
+from test_plan import HOST, target
+
+from edgeexport.dataset import Dataset, Row
+from edgeexport.errors import OutputError, RecipeError
+from edgeexport.plan import make_plan
+from edgeexport.prepare import Prepared
+from edgeexport.recipe import Recipe, load_recipe
+from edgeexport.tune import Candidate, LaneTrial, Search, Trial, Wish, on_development, write_recipe
+from edgeexport.verify.intervals import Estimate
+
+# As all-MiniLM-L6-v2.
+FACTS = {"vocabulary": 30522, "layers": 6, "layer_parameters": 10_646_784, "embedding_width": 384}
+PARAMETERS = 22_713_216
+
+
+def prepared(*, labelled: bool = True) -> Prepared:
+    found = compressed()
+    rows = (Row(id="1", text="t", role="query", label="x" if labelled else None),)
+    datasets = found.datasets | {"development": Dataset(name="development", rows=rows, origin="")}
+    spec = found.spec.model_copy(update={"parameters": PARAMETERS, "facts": found.spec.facts | FACTS})
+    found = replace(found, datasets=datasets, spec=spec)
+    return Prepared(found, make_plan(found, [target()], HOST), HOST, (target(),), None)  # type: ignore[arg-type]
+
+
+def wish(size: float | None = 11.4, drop: float = 0.02, speedup: float | None = None) -> Wish:
+    return Wish(max_size_mb=size, max_drop=drop, min_speedup=speedup, minutes=20)
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value - 0.01, high=value + 0.01, n=100, method="given")
+
+
+def trial(size: float = 20e6, quality: float = 0.7, latency: float = 10.0, speedup: float = 2.0, shortfall: float = 0.0) -> Trial:
+    lane = LaneTrial(lane="litert", size_bytes=int(size), latency_ms={16: 1.0, 128: latency}, speedup={16: speedup, 128: speedup},
+                     metric=estimate(quality), reference=estimate(0.72), drop=estimate(0.72 - quality))
+    return Trial(candidate=Candidate(parameters=1), lanes=(lane,), misses=(), shortfall=shortfall, seconds=1.0)
+
+
+def search(wanted: Wish, *trials: Trial) -> Search:
+    return Search(prepared(), wanted, None, lambda event: None, trials=list(trials))  # type: ignore[arg-type]
+
+
+def test_every_structure_is_predicted_to_fulfil_the_wish() -> None:
+    found = search(wish(11.4, speedup=2.5), trial(speedup=1.0))._structures()
+    assert found
+    for candidate in found:
+        layers, width = candidate.layers or 6, candidate.width
+        kept = candidate.vocabulary or 30522
+        parameters = PARAMETERS - 10_646_784 * (1 - layers / 6 * width) - (30522 - kept) * 384
+        assert candidate.parameters == pytest.approx(parameters, abs=2)
+        assert parameters * 1.05 <= 11.4e6 + 1
+        assert layers / 6 * width <= 1 / 2.5 + 1e-9
+        assert kept >= 0.2 * 30522
+    assert [candidate.compute for candidate in found] == sorted((candidate.compute for candidate in found), reverse=True)
+    # The vocabulary is as large as the size allows.
+    assert all(candidate.vocabulary is None or candidate.parameters + 384 > 11.4e6 / 1.05 for candidate in found)
+
+
+def test_without_a_limit_of_size_the_vocabulary_stays() -> None:
+    assert all(candidate.vocabulary is None for candidate in search(wish(None), trial())._structures())
+
+
+def test_a_size_that_no_structure_reaches_leaves_nothing_to_train() -> None:
+    assert search(wish(1.0), trial())._structures() == []
+
+
+def test_a_smaller_vocabulary_alone_comes_first_where_size_is_all() -> None:
+    whole = Candidate(parameters=PARAMETERS)
+    (found,) = search(wish(17.0))._untrained(whole)
+    assert (found.layers, found.width, found.epochs) == (None, 1.0, 0.0)
+    assert found.parameters * 1.05 <= 17e6
+    assert list(search(wish(17.0, speedup=2.0))._untrained(whole)) == []  # it makes nothing faster
+    assert list(search(wish(30.0))._untrained(whole)) == []  # nothing to take out
+
+
+def test_a_candidate_is_a_section_of_a_recipe() -> None:
+    section = Candidate(vocabulary=9000, layers=4, width=0.75, epochs=2.5, parameters=1).section
+    assert section.model_dump(exclude_defaults=True) == {
+        "vocabulary": {"size": 9000}, "prune": {"layers": 4, "heads": 0.75, "neurons": 0.75}, "distill": {"epochs": 2.5}}
+    assert not Candidate(parameters=1).section.changes_model
+
+
+@pytest.mark.parametrize(("wanted", "given", "words"), [
+    (wish(11.4, drop=0.1), {"size": 12e6}, "12.0 MB, more than 11.4"),
+    (wish(None, drop=0.01), {"quality": 0.70}, "the metric drops by 0.020, more than 0.01"),
+    (wish(None, 0.1, speedup=3.0), {"speedup": 2.5}, "2.50 times as fast as float32, less than 3"),
+])
+def test_what_is_missed_is_said_and_measured(wanted: Wish, given: dict[str, Any], words: str) -> None:
+    misses, shortfall = search(wanted)._misses(trial(**given).lanes)
+    assert len(misses) == 1
+    assert misses[0] == f"litert: {words}"
+    assert 0 < shortfall < 1
+    assert search(wish(100, 0.5, 1.0))._misses(trial(**given).lanes) == ((), 0.0)
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    small, fast, good = trial(10e6, 0.6, 9), trial(12e6, 0.6, 5), trial(20e6, 0.7, 10)
+    worse = trial(12e6, 0.59, 9)
+    assert search(wish(), small, worse, fast, good).pareto == [small, fast, good]
+
+
+def test_development_data_choose_and_need_labels() -> None:
+    chosen = on_development(prepared())
+    assert chosen.resolved.judging == ("probes", "development")
+    assert chosen.resolved.labelled == "development"
+    assert all("@evaluation" not in node.inputs.values() for node in chosen.plan.nodes.values())
+    with pytest.raises(RecipeError, match="labelled development data"):
+        on_development(prepared(labelled=False))
+
+
+def test_the_winner_is_an_ordinary_recipe_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    recipe = Recipe.model_validate({
+        "schema": 1, "name": "x", "model": {"source": "model"}, "metric": {"max_drop": 0.03},
+        "data": {"evaluation": {"file": "e.csv", "corpus": "c.jsonl"}, "training": [{"file": "t.txt"}], "texts": "u.txt"},
+        "compress": Candidate(vocabulary=9000, layers=4, epochs=2.0, parameters=1).section.model_dump(mode="json", exclude_none=True)})
+    recipe = recipe.model_copy(update={"directory": tmp_path})
+    write_recipe(recipe, tmp_path / "elsewhere" / "tuned.toml")
+    found = load_recipe(tmp_path / "elsewhere" / "tuned.toml")
+    assert found.compress == recipe.compress
+    assert found.metric == recipe.metric
+    assert found.model.source == str(tmp_path / "model")
+    assert found.data.evaluation is not None
+    assert (found.data.evaluation.file, found.data.evaluation.corpus) == (tmp_path / "e.csv", tmp_path / "c.jsonl")
+    assert [file.file for file in found.data.training] == [tmp_path / "t.txt"]
+    assert found.data.texts == tmp_path / "u.txt"
+    with pytest.raises(OutputError):
+        write_recipe(recipe, tmp_path / "model")
