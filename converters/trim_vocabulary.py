@@ -41,6 +41,7 @@ class TrimVocabulary(Step):
     Attributes:
         size: how many tokens stay at most, special tokens and single characters included.
         datasets: names of the inputs whose texts say which tokens are frequent.
+        reported: names of further ones, whose texts only show what is lost.
     """
 
     name: ClassVar[str] = "trim_vocabulary"
@@ -51,6 +52,7 @@ class TrimVocabulary(Step):
 
     size: int = Field(gt=0)
     datasets: tuple[str, ...] = ()
+    reported: tuple[str, ...] = ()
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """The same with fewer tokens; how many bytes that are is known when it is done, and never more."""
@@ -93,9 +95,9 @@ class TrimVocabulary(Step):
         after = before.with_tokens(new_ids, unknown_last=wanted.unknown_last)
         coverage: dict[str, Any] = {"kept": len(kept), "dropped": len(set(before.ids.values()) - new_ids.keys()),
                                     "alphabet": len(wanted.alphabet), "data": {}}
-        for name, path in data.items():
+        for name in (*self.datasets, *self.reported):
             context.report(None, f"measuring coverage ({name})")
-            coverage["data"][name] = measure_coverage(name, read_texts(path, text), before, after, new_ids.keys(), text.max_length)
+            coverage["data"][name] = measure_coverage(name, read_texts(inputs[name].path, text), before, after, new_ids.keys(), text.max_length)
 
         context.report(None, "writing the model")
         select_tokens(model, ARCHITECTURES[str(checkpoint.spec.architecture)], new_ids)

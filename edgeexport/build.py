@@ -14,7 +14,7 @@ from edgeexport.inspection.inspect_model import INSPECTION_FILE
 from edgeexport.prepare import Prepared
 from edgeexport.repair import repaired
 from edgeexport.report.html import render_html
-from edgeexport.report.model import DatasetReport, Report, StepReport
+from edgeexport.report.model import CompressionReport, DatasetReport, Report, SearchReport, StepReport
 from edgeexport.runner import host
 from edgeexport.schedule import Event, Limits
 from edgeexport.session.evidence import Answers
@@ -37,7 +37,8 @@ class Built:
     manifest: bundle.Manifest
 
 
-def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event], None], *, repair: bool = True) -> list[Built]:
+def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event], None], *, repair: bool = True,
+          search: SearchReport | None = None) -> list[Built]:
     """Make, measure and seal a bundle for each target.
 
     Args:
@@ -46,6 +47,7 @@ def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event],
         limits: jobs and memory.
         tell: is told what happens, from several threads.
         repair: whether a lane that quantization costs its budget gets a gentler precision where it needs one.
+        search: how the recipe was found, for the report.
 
     Raises:
         EdgeExportError: a step failed, or a bundle can't be written.
@@ -56,14 +58,15 @@ def build(prepared: Prepared, out: Path, limits: Limits, tell: Callable[[Event],
     with prepared.store.in_use():
         evaluation = Evaluation(prepared, limits, tell)
         evaluation, repairs = repaired(evaluation, limits, tell, mend=repair)
-        return [_seal(evaluation, target, places[target.name], repairs) for target in prepared.targets]
+        return [_seal(evaluation, target, places[target.name], repairs, search) for target in prepared.targets]
 
 
-def _seal(evaluation: Evaluation, target: Target, destination: Path, repairs: Mapping[tuple[str, str], Repair]) -> Built:
+def _seal(evaluation: Evaluation, target: Target, destination: Path, repairs: Mapping[tuple[str, str], Repair],
+          search: SearchReport | None) -> Built:
     lanes = [lane for lane in evaluation.lanes if lane.target.name == target.name]
     reports = [evaluation.report(lane).model_copy(update={"repair": repairs.get((target.name, lane.lane.name))}) for lane in lanes]
     prepared = evaluation.prepared
-    report = _report(evaluation, target, reports)
+    report = _report(evaluation, target, reports).model_copy(update={"search": search})
     offered = [plan for plan in lanes if plan.variant is not None]
     store, recipe = prepared.store, prepared.resolved.recipe
     with bundle.new_bundle(destination) as place, ExitStack() as stack:
@@ -115,7 +118,21 @@ def _report(evaluation: Evaluation, target: Target, lanes: Sequence[LaneReport])
             for name, dataset in resolved.datasets.items()),
         lanes=tuple(lanes),
         steps=tuple(StepReport(id=node_id, stored=node_id not in evaluation.ran, seconds=entry.run.seconds, peak_rss_mb=entry.run.peak_rss_mb,
-                               bytes=entry.artifact.size) for node_id, entry in evaluation.entries.items()))
+                               bytes=entry.artifact.size) for node_id, entry in evaluation.entries.items()),
+        compression=_compression(evaluation))
+
+
+def _compression(evaluation: Evaluation) -> CompressionReport | None:
+    """What was taken out of the model; None where it is exported as it is."""
+    resolved, plan = evaluation.prepared.resolved, evaluation.prepared.plan
+    if not resolved.recipe.compress.changes_model:
+        return None
+    before, after = resolved.spec, evaluation.facts(plan.checkpoint)
+    return CompressionReport(
+        parameters=(before.parameters, after.get("parameters")),
+        vocabulary=(before.facts.get("vocabulary"), after.get("vocabulary")), layers=(before.facts.get("layers"), after.get("layers")),
+        heads=after.get("heads", ()), neurons=after.get("neurons", ()), coverage=after.get("coverage", {}).get("data", {}),
+        training=after.get("training", {}))
 
 
 def _lineage(prepared: Prepared) -> dict[str, Any]:

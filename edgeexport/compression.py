@@ -33,8 +33,10 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         if resolved.spec.task is Task.FILL_MASK:
             raise PlanError("The vocabulary of a model that fills in tokens is what it answers with.",
                             why="answers from two vocabularies cannot be compared", hint="take compress.vocabulary out")
-        trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",))
-        checkpoint = graph.must("trim_vocabulary", trim, {"checkpoint": checkpoint, "training": _training(resolved, "compress.vocabulary")})
+        inputs = {"checkpoint": checkpoint, "training": _training(resolved, "compress.vocabulary")}
+        unseen = {"development": "@development"} if "development" in resolved.datasets else {}
+        trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",), reported=tuple(unseen))
+        checkpoint = graph.must("trim_vocabulary", trim, inputs | unseen)
     if section.prune is not None:
         checkpoint = _prune(graph, resolved, section.prune, checkpoint)
     if section.distill is not None:

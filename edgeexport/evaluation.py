@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edgeexport.errors import EdgeExportError
 from edgeexport.inspection.inspect_model import INSPECTION_FILE
@@ -52,6 +53,12 @@ class Evaluation:
         """Data set → answers of a node that measured."""
         tree = self.entries[str(node)].artifact.tree
         return {name.removesuffix(".npz"): Answers.load(self.path(node, name)) for name in tree if name.endswith(".npz")}
+
+    def facts(self, node: str) -> dict[str, Any]:
+        """What a node's step found out beside its artifact; empty where its result was dropped from the store, since nothing needs it."""
+        planned = self.prepared.plan.nodes[node]
+        entry = self.entries.get(node) or self.prepared.store.find(planned.step.name, planned.key)
+        return entry.artifact.spec.facts | {"parameters": entry.artifact.spec.parameters} if entry is not None else {}
 
     @cached_property
     def question(self) -> Question:

@@ -22,13 +22,12 @@ from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import CompressSection, DistillSection, Precision, PruneSection, Recipe, VocabularySection
+from edgeexport.report.model import CandidateReport, SearchReport
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport
 
-# Of the bytes of 8-bit weights: scales, tables that stay float, the file's own structure. Measured on encoders of 22M parameters: 1.01 to 1.06.
-OVERHEAD = 1.05
 # A text's training step costs forward and backward; an inference forward alone, in larger batches.
 TRAINING_COST = 3.5
 # Shares of layers and of their width that are tried.
@@ -129,9 +128,14 @@ class Trial(Model):
         return max(lane.size_bytes for lane in self.lanes)
 
     @property
+    def worst(self) -> LaneTrial:
+        """The lane with the lowest metric."""
+        return min(self.lanes, key=lambda lane: lane.metric.value)
+
+    @property
     def quality(self) -> float:
         """The metric of the worst lane."""
-        return min(lane.metric.value for lane in self.lanes)
+        return self.worst.metric.value
 
     @property
     def latency(self) -> float:
@@ -189,6 +193,14 @@ class Search:
                        and (other.size, other.latency, other.quality) != (one.size, one.latency, one.quality) for other in self.trials)
         return [trial for trial in self.trials if not beaten(trial)]
 
+    def report(self, chosen: Trial) -> SearchReport:
+        """The search for the report of what was chosen."""
+        front = self.pareto
+        candidates = tuple(CandidateReport(
+            title=trial.candidate.title, size_bytes=trial.size, latency_ms=trial.latency, speedup=trial.speedup, metric=trial.worst.metric,
+            front=trial in front, chosen=trial is chosen, misses=trial.misses) for trial in self.trials)
+        return SearchReport(candidates=candidates, reference=self.trials[0].lanes[0].reference)
+
     # -- what there is to try
 
     @property
@@ -198,16 +210,21 @@ class Search:
     def _shape(self, name: str) -> int:
         return int(self.prepared.resolved.spec.facts.get(name) or 0)
 
-    def _fits(self, parameters: int) -> bool:
-        return self.wish.max_size_mb is None or parameters * OVERHEAD <= self.wish.max_size_mb * 1e6
+    @property
+    def _room(self) -> float:
+        """How many weights of 8 bits fit: what the largest lane holds besides (scales, tables in float, operators) is taken for constant, so
+        that a prediction errs on the safe side."""
+        if self.wish.max_size_mb is None:
+            return math.inf
+        besides = self.trials[0].size - self._parameters if self.trials else 0
+        return self.wish.max_size_mb * 1e6 - besides
 
     def _with_vocabulary(self, candidate: Candidate) -> Candidate | None:
         """The candidate with as many tokens as fit; None where too few would."""
-        if self._fits(candidate.parameters):
+        if candidate.parameters <= self._room:
             return candidate
         vocabulary, width = self._shape("vocabulary"), self._shape("embedding_width")
-        excess = candidate.parameters - int((self.wish.max_size_mb or 0) * 1e6 / OVERHEAD)
-        kept = vocabulary - math.ceil(excess / max(width, 1))
+        kept = vocabulary - math.ceil((candidate.parameters - self._room) / max(width, 1))
         if kept < LEAST_VOCABULARY * vocabulary:
             return None
         return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - (vocabulary - kept) * width})

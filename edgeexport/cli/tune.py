@@ -14,6 +14,7 @@ from edgeexport.cli.progress import show_progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json
 from edgeexport.errors import EXIT_FAIL
 from edgeexport.prepare import prepare
+from edgeexport.report.model import SearchReport, interval_text
 from edgeexport.store import Store
 from edgeexport.target import load_target
 from edgeexport.tune import Search, Trial, Wish, on_development, write_recipe
@@ -51,15 +52,16 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
             search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)))
             best = search.run()
             final = prepared.planned_anew(search.recipe_of(best))
-            built = build(final, directory, limits, progress.tell)
+            found = search.report(best)
+            built = build(final, directory, limits, progress.tell, search=found)
     path = directory / f"{chosen.name}-tuned.toml"
     write_recipe(final.resolved.recipe, path)
     if as_json:
         print_json({"recipe": str(path), "best": best.model_dump(mode="json"), "trials": [trial.model_dump(mode="json") for trial in search.trials],
-                    "pareto": [search.trials.index(trial) for trial in search.pareto],
+                    "search": found.model_dump(mode="json"),
                     "bundles": [{"directory": str(b.directory), "report": b.report.model_dump(mode="json")} for b in built]})
     else:
-        show_trials(search, best)
+        show_trials(found)
         for each in built:
             show_built(each, final)
         out.print(f"recipe:  {path}", soft_wrap=True)
@@ -74,20 +76,15 @@ def trial_line(trial: Trial) -> str:
             + ("" if trial.misses else ", [green]fulfils the wish[/]"))
 
 
-def show_trials(search: Search, best: Trial) -> None:
+def show_trials(search: SearchReport) -> None:
     """The candidates as a table, those that no other beats marked."""
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "size", "ms", "speedup", "metric (95 %)", ""):
         table.add_column(column, justify="right" if column in {"size", "ms", "speedup"} else "left")
-    front = search.pareto
-    for trial in search.trials:
-        worst = min(trial.lanes, key=lambda lane: lane.metric.value)
-        marks = [*(["best"] if trial is best else []), *(["Pareto"] if trial in front else [])]
-        table.add_row(trial.candidate.title, megabytes(trial.size), f"{trial.latency:.1f}", f"{trial.speedup:.1f}x",
-                      f"{worst.metric.value:.3f} [{worst.metric.low:.3f}, {worst.metric.high:.3f}]", ", ".join(marks))
+    for each in search.candidates:
+        marks = [*(["best"] if each.chosen else []), *(["Pareto"] if each.front else [])]
+        table.add_row(each.title, megabytes(each.size_bytes), f"{each.latency_ms:.1f}", f"{each.speedup:.1f}x", interval_text(each.metric, 3),
+                      ", ".join(marks))
     out.print()
     out.print(table)
-    reference = search.trials[0].lanes[0].reference
-    out.print(f"[dim]on the development data, worst lane; the float32 original: {reference.value:.3f}[/]")
-
-
+    out.print(f"[dim]on the development data, worst lane; the float32 original: {search.reference.value:.3f}[/]")

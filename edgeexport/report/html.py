@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from edgeexport.report.model import Report
+from edgeexport.report.model import CompressionReport, Report, SearchReport
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport
@@ -267,6 +267,52 @@ def spread(curves: Sequence[Curve], gap: float = 8.0) -> tuple[Curve, ...]:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A candidate of a search: places in percent of width and height, with the ends of its interval; how it is drawn, and its number."""
+
+    number: int
+    x: float
+    y: float
+    low: float
+    high: float
+    style: str
+
+
+@dataclass(frozen=True)
+class SearchChart:
+    """Quality by size: (place in percent, text) of each tick, the original's place, and the candidates."""
+
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    reference: float
+    candidates: tuple[Candidate, ...]
+
+
+def search_chart(search: SearchReport | None) -> SearchChart | None:
+    """The chart of a search; None where there was none."""
+    if search is None:
+        return None
+    sizes = [each.size_bytes / 1e6 for each in search.candidates]
+    qualities = [number for each in search.candidates for number in (each.metric.low, each.metric.high)] + [search.reference.value]
+    x_ends, y_ends = (0.0, rounded_up(max(sizes))), (math.floor(20 * min(qualities)) / 20, math.ceil(20 * max(qualities)) / 20)
+
+    def x(size: float) -> float:
+        return 100 * (size - x_ends[0]) / (x_ends[1] - x_ends[0])
+
+    def y(quality: float) -> float:
+        return 100 - 100 * (quality - y_ends[0]) / ((y_ends[1] - y_ends[0]) or 1.0)
+
+    candidates = tuple(
+        Candidate(number, x(size), y(each.metric.value), y(each.metric.low), y(each.metric.high),
+                  "chosen" if each.chosen else "front" if each.front else "beaten")
+        for number, (each, size) in enumerate(zip(search.candidates, sizes, strict=True), 1))
+    steps = 4
+    x_ticks = tuple((100 * i / steps, plain(x_ends[1] * i / steps)) for i in range(steps + 1))
+    y_ticks = tuple((100 - 100 * i / steps, fixed(y_ends[0] + (y_ends[1] - y_ends[0]) * i / steps, 3)) for i in range(steps + 1))
+    return SearchChart(x_ticks, y_ticks, y(search.reference.value), candidates)
+
+
+@dataclass(frozen=True)
 class Bar:
     """A size: its name, MB, share of the longest bar in percent, and size relative to float32 where that is known."""
 
@@ -392,6 +438,24 @@ def model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def compression_rows(found: CompressionReport) -> list[tuple[str, str]]:
+    """What was taken out, as pairs of title and text."""
+    rows = []
+    for title, (before, after) in (("parameters", found.parameters), ("tokens", found.vocabulary), ("layers", found.layers)):
+        if before is not None and after is not None and before != after:
+            rows.append((title, f"{after:,} of {before:,} ({percent(after / before)})"))
+    for title, kept in (("attention heads by layer", found.heads), ("neurons by network", found.neurons)):
+        if kept:
+            rows.append((title, ", ".join(map(str, kept))))
+    if found.training:
+        history = found.training.get("history") or []
+        rows.append(("training", f"{found.training['steps']:,} of {found.training['of']:,} steps"))
+        if history:
+            first, last = (fixed(distance, 4) for _, distance in (history[0], history[-1]))
+            rows.append(("distance from the original (development data)", f"{first} → {last}"))
+    return rows
+
+
 def text_rows(text: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """The text spec: title, key, value and the source of the value."""
     sources = text.get("sources", {})
@@ -431,4 +495,6 @@ def render_html(report: Report) -> str:
         sentences=sentences(report), groups=groups(report), open_checks=open_checks(report), latency=latency_chart(offered),
         bars=size_bars(report), text_rows=text_rows(report.text), model_rows=model_rows(report.model),
         measured=[lane for lane in offered if lane.metrics], uncut=[lane for lane in offered if lane.untruncated],
+        compression_rows=compression_rows(report.compression) if report.compression else [], search=search_chart(report.search),
+        repairs=[lane for lane in report.lanes if lane.repair is not None],
         cut_shares=cut_shares(offered), same_uncut=all(lane.untruncated == lane.metrics for lane in offered))

@@ -30,6 +30,59 @@ class DatasetReport(Model):
     digest: str
 
 
+class CompressionReport(Model):
+    """What was taken out of the model before it was exported, and how what is left was trained.
+
+    Attributes:
+        parameters: number of weights of the original and of what is exported.
+        vocabulary: tokens of both.
+        layers: layers of both.
+        heads: attention heads that each layer kept; empty where none was taken out.
+        neurons: neurons that each feed-forward network kept; empty where none was taken out.
+        coverage: data set → what the smaller vocabulary does to its texts.
+        training: steps that were done and planned, and the distance from the original on development data after some of them.
+    """
+
+    parameters: tuple[int | None, int | None]
+    vocabulary: tuple[int | None, int | None]
+    layers: tuple[int | None, int | None]
+    heads: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    coverage: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+
+class CandidateReport(Model):
+    """A candidate of the search that led to the recipe, judged on the development data.
+
+    Attributes:
+        title: what it is.
+        size_bytes: of its largest lane.
+        latency_ms: of its slowest lane, at the longest length.
+        speedup: against float32, of the slowest lane at its slower length.
+        metric: of the worst lane.
+        front: whether no other beats it in size, latency and quality.
+        chosen: whether it is what was built.
+        misses: what it does not fulfil.
+    """
+
+    title: str
+    size_bytes: int
+    latency_ms: float
+    speedup: float
+    metric: Estimate
+    front: bool
+    chosen: bool
+    misses: tuple[str, ...]
+
+
+class SearchReport(Model):
+    """A search: its candidates in the order of trying, and the float32 original's metric on the development data."""
+
+    candidates: tuple[CandidateReport, ...]
+    reference: Estimate
+
+
 class Report(Model):
     """All findings of a build for one target."""
 
@@ -46,6 +99,8 @@ class Report(Model):
     datasets: tuple[DatasetReport, ...]
     lanes: tuple[LaneReport, ...]
     steps: tuple[StepReport, ...]
+    compression: CompressionReport | None = None
+    search: SearchReport | None = None
 
 
 def interval_text(estimate: Estimate, digits: int = 4) -> str:

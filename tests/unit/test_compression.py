@@ -42,7 +42,7 @@ def test_without_the_section_nothing_is_added() -> None:
 def test_the_order_is_vocabulary_layers_channels_training() -> None:
     plan = planned(vocabulary={"size": 500}, prune={"layers": 3, "heads": 0.5, "neurons": 0.5}, distill={"epochs": 1})
     nodes = plan.nodes
-    assert nodes["trim_vocabulary"].inputs == {"checkpoint": "load_checkpoint", "training": "@training"}
+    assert nodes["trim_vocabulary"].inputs == {"checkpoint": "load_checkpoint", "training": "@training", "development": "@development"}
     assert nodes["drop_layers[3]"].inputs["checkpoint"] == "trim_vocabulary"
     assert nodes["measure_channels"].inputs["checkpoint"] == "drop_layers[3]"
     assert nodes["prune_channels[0.5, 0.5]"].inputs["checkpoint"] == "drop_layers[3]"
