@@ -125,7 +125,7 @@ def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[Chosen
     matcher.require_used()
 
 
-def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytearray:
+def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytes:
     """The model in a file with operators computed as chosen.
 
     Args:
@@ -136,7 +136,10 @@ def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) 
     Raises:
         RecipeError: the quantizer has no such form of an operator.
     """
-    return _told(path, chosen).quantize(ranges).quantized_model  # type: ignore[no-any-return]
+    chosen = list(chosen)
+    if not chosen:
+        return path.read_bytes()
+    return bytes(_told(path, chosen).quantize(ranges).quantized_model)
 
 
 def activations_of(chosen: Iterable[ChosenOperator]) -> dict[int, set[str]]:
