@@ -125,7 +125,7 @@ def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[Chosen
     matcher.require_used()
 
 
-def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytes:
+def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytes | bytearray:
     """The model in a file with operators computed as chosen.
 
     Args:
@@ -139,7 +139,7 @@ def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) 
     chosen = list(chosen)
     if not chosen:
         return path.read_bytes()
-    return bytes(_told(path, chosen).quantize(ranges).quantized_model)
+    return _told(path, chosen).quantize(ranges).quantized_model  # type: ignore[no-any-return]
 
 
 def activations_of(chosen: Iterable[ChosenOperator]) -> dict[int, set[str]]:
