@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeexport.artifact import Task
 from edgeexport.policy import Override
-from edgeexport.repair import Repairer, promotions
+from edgeexport.repair import Repairer, promotions, tightened
 from edgeexport.verify.lane_report import Group
 
 
@@ -95,9 +96,13 @@ def test_where_nothing_helps_the_recipe_stays() -> None:
     assert recipe == "as it was"
 
 
-@pytest.mark.parametrize("parts", [0])
-def test_nothing_to_promote_is_no_error(parts: int) -> None:
-    repairer = Trials(1, parts)
+def test_texts_that_choose_may_use_half_of_the_allowed_error() -> None:
+    assert tightened(Task.SENTENCE_SIMILARITY, {}) == {"cosine_p5": pytest.approx(0.985)}
+    assert tightened(Task.TEXT_CLASSIFICATION, {"agreement": 0.9}) == {"agreement": pytest.approx(0.95), "logit_error_p95": pytest.approx(0.25)}
+
+
+def test_nothing_to_promote_is_no_error() -> None:
+    repairer = Trials(1, 0)
     object.__setattr__(repairer, "prepared", Build())
     repair, _ = repairer.repair(Lane())  # type: ignore[arg-type]
     assert repair.promoted == ()
