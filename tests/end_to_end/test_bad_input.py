@@ -150,15 +150,16 @@ def test_evaluation_data_with_wrong_fields(cli: Cli, model: Path) -> None:
     assert "sentence, label" in error
 
 
-def test_evaluation_data_that_calibrates_is_refused_with_examples(cli: Cli, model: Path) -> None:
+@pytest.mark.parametrize("role", ["calibration", "training", "development"])
+def test_evaluation_data_that_shapes_the_model_is_refused_with_examples(cli: Cli, model: Path, role: str) -> None:
     (cli.directory / "data.csv").write_text(f"text,label\nHello there,{CLASSES[0]}\nquite another,{CLASSES[1]}\n")
-    (cli.directory / "calibration.txt").write_text("hello   THERE!\nsomething else\n")
+    (cli.directory / "shaping.txt").write_text("hello THERE!\nsomething else\n")
     (cli.directory / "edgeexport.toml").write_text(
         f'schema = 1\nname = "x"\n[model]\nsource = "{model}"\n[data.evaluation]\nfile = "data.csv"\n'
-        '[data.calibration]\nfile = "calibration.txt"\n')
+        f'[data.{role}]\nfile = "shaping.txt"\n')
     error = fails(cli, "build", "--target", "linux-x86_64")
-    assert "'Hello there'" in error
-    assert "quite another" not in error
+    assert "'hello THERE!'" in error
+    assert "something else" not in error
 
 
 def test_static_int8_without_calibration_data(cli: Cli, model: Path) -> None:
