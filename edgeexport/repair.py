@@ -22,7 +22,8 @@ from edgeexport.recipe import Precision, Recipe
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
 from edgeexport.store import Entry
-from edgeexport.verify.check import Verdict
+from edgeexport.verify.check import Check, Verdict
+from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import Group, LaneReport, Repair
 from edgeexport.verify.parity import MARGINS, bound_for, parity_checks
 
@@ -107,10 +108,18 @@ class Repairer:
                            for node in (trial.reference, answers))
         task = resolved.spec.require_task()
         checks = parity_checks(task, "calibration", reference, lane, tightened(task, recipe.parity), "")
-        return all(check.verdict is Verdict.PASS for check in checks)
+        # Half of the allowed error makes up for few texts, which could prove nothing.
+        return all(check.verdict is not Verdict.FAIL and _met(check) for check in checks)
 
     def _run(self, plan: Plan, wanted: Sequence[str]) -> dict[str, Entry]:
         return Scheduler(plan, self.prepared.store, self.limits, self.tell).run(wanted)
+
+
+def _met(check: Check) -> bool:
+    """Whether a figure itself, whatever its interval, keeps its bound."""
+    if not isinstance(check.figure, Estimate) or check.bound is None:
+        return check.verdict is Verdict.PASS
+    return check.figure.value <= check.bound if check.relation == "<=" else check.figure.value >= check.bound
 
 
 def repairable(prepared: Prepared, plan: LanePlan) -> str | None:

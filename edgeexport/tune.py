@@ -17,7 +17,7 @@ from pathlib import Path
 import tomli_w
 
 from edgeexport.artifact import Model, Task
-from edgeexport.errors import OutputError, RecipeError
+from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
@@ -158,6 +158,7 @@ class Search:
         limits: jobs and memory.
         tell: told what the steps do.
         trials: what was evaluated, in order.
+        refused: candidates that can't be made, with the reason.
     """
 
     prepared: Prepared
@@ -166,6 +167,7 @@ class Search:
     tell: Callable[[Event], None]
     announce: Callable[[Trial], None] = lambda trial: None
     trials: list[Trial] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def run(self) -> Trial:
         """Evaluate candidates until one fulfils the wish, or the time is up; returns the best.
@@ -268,9 +270,10 @@ class Search:
             epochs = max(LEAST_EPOCHS, round(TRYING * left / len(shortlist) / (rate * candidate.compute), 1))
             if self._left() < rate * candidate.compute * LEAST_EPOCHS:
                 break
+            known = len(self.trials)
             if self._try(candidate.model_copy(update={"epochs": epochs})):
                 return
-            tried.append(self.trials[-1])
+            tried += self.trials[known:]
         if not tried:
             return
         best = min(tried, key=lambda trial: (trial.shortfall, -trial.quality))
@@ -301,9 +304,15 @@ class Search:
         return self.prepared.resolved.recipe.model_copy(update={"compress": candidate.section})
 
     def _try(self, candidate: Candidate) -> bool:
-        """Evaluate a candidate; whether it fulfils the wish."""
+        """Evaluate a candidate; whether it fulfils the wish. One that can't be made is no end of the search."""
         begun = time.monotonic()
-        evaluation = Evaluation(self.prepared.planned_anew(self._recipe(candidate)), self.limits, self.tell)
+        try:
+            evaluation = Evaluation(self.prepared.planned_anew(self._recipe(candidate)), self.limits, self.tell)
+        except (PlanError, RecipeError) as exc:
+            if not self.trials:
+                raise
+            self.refused.append(f"{candidate.title}: {exc.what}")
+            return False
         reports = [evaluation.report(plan) for plan in evaluation.lanes if plan.variant is not None and plan.lane.required]
         lanes = tuple(self._lane(report) for report in reports)
         misses, shortfall = self._misses(lanes)

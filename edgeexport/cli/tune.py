@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.build import build
@@ -65,6 +66,8 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         for each in built:
             show_built(each, final)
         out.print(f"recipe:  {path}", soft_wrap=True)
+        for refused in search.refused:
+            out.print(f"[dim]not possible: {escape(refused)}[/]")
         for miss in best.misses:
             out.print(f"[yellow]not reached:[/] {miss}")
     return EXIT_FAIL if best.misses else EXIT_CODES[built[0].report.verdict]
