@@ -62,7 +62,7 @@ class QuantizeOnnx(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize every operator that the policy does not leave in float."""
         import onnx
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
         path = inputs["model"].path / "model.onnx"
         target = out / "model.onnx"
@@ -72,6 +72,10 @@ class QuantizeOnnx(Step):
         if self.schemes == ["dynamic"]:
             quantize_dynamically(model, left)
             onnx.save_model(model, target)
+            if any(node.op_type == "Conv" and node.name not in left for node in model.graph.node):
+                # No encoder of Transformers has convolutions; code of its own may. Their windows cross tokens, so they get one scale for all.
+                quantize_dynamic(target, target, per_channel=True, weight_type=QuantType.QUInt8, op_types_to_quantize=["Conv"],
+                                 nodes_to_exclude=left)
         else:
             feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path)
             quantize_static(
