@@ -24,7 +24,8 @@ class LoadCheckpoint(Step):
 
     Attributes:
         spec: what the source's small files say it is: a checkpoint, or a SavedModel.
-        text: the text spec; the id of the mask token is added here.
+        text: the text spec; the id of the mask token is added here. None for a base model into which an adapter is merged: what the
+            tokenizer is, and what text means, is only known of both together.
     """
 
     name: ClassVar[str] = "load_checkpoint"
@@ -33,7 +34,7 @@ class LoadCheckpoint(Step):
     seconds_guess: ClassVar[float] = 2.0
 
     spec: Spec
-    text: dict[str, Any]
+    text: dict[str, Any] | None = None
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """The spec was read from the small files already."""
@@ -46,10 +47,8 @@ class LoadCheckpoint(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Copy and check."""
         take_files(inputs["source"], out, context)
-        if not (out / "tokenizer.json").is_file():
-            context.report(None, "making tokenizer.json")
-            write_fast_tokenizer(out, self.spec.facts.get("vocabulary") or 0)
-        write_text(out, self.text)
+        if self.text is not None:
+            write_text(out, self.text, self.spec.facts.get("vocabulary") or 0, context)
         return self.spec
 
 
@@ -68,12 +67,21 @@ def take_files(source: View, out: Path, context: Context) -> None:
             raise CheckpointError(f"{name} was changed while it was read.", hint="start again when nothing writes to the checkpoint")
 
 
-def write_text(directory: Path, data: dict[str, Any]) -> None:
+def write_text(directory: Path, data: dict[str, Any], vocabulary: int, context: Context) -> None:
     """Write `text.json`: the text spec, with the ids of the mask and padding tokens as the tokenizer's files name them.
 
+    Args:
+        directory: a checkpoint's files; gets `tokenizer.json` where there is none.
+        data: the text spec.
+        vocabulary: how many tokens the model knows.
+        context: told what happens.
+
     Raises:
-        CheckpointError: `tokenizer.json` is damaged, or makes nothing of an empty text.
+        CheckpointError: the tokenizer does not load, or makes nothing of an empty text.
     """
+    if not (directory / "tokenizer.json").is_file():
+        context.report(None, "making tokenizer.json")
+        write_fast_tokenizer(directory, vocabulary)
     text = TextSpec.from_dict(data)
     if not load_tokenizer(directory).encode("").ids:
         raise CheckpointError("The tokenizer adds no special tokens.", why="an empty text would be no input at all",

@@ -108,8 +108,9 @@ def _report(evaluation: Evaluation, target: Target, lanes: Sequence[LaneReport])
         name=resolved.recipe.name, target=target.name, target_title=target.title, isa=target.device.isa,
         host=f"{host.describe()}, {host.cpu_model()}, {host.cores()} cores", verdict=verdict, scope=words,
         model={"source": resolved.recipe.model.source, "revision": resolved.source.revision, "task": resolved.spec.require_task().value,
-               "architecture": resolved.spec.architecture, "parameters": resolved.spec.parameters, "licence": facts.get("licence"),
-               "labels": facts["labels"],
+               "base": resolved.base.given if resolved.base else None, "base_revision": resolved.base.leaf.revision if resolved.base else None,
+               "lossy_source": facts.get("lossy_source"), "architecture": resolved.spec.architecture,
+               "parameters": resolved.spec.parameters, "licence": facts.get("licence"), "labels": facts["labels"],
                "float32_bytes": 4 * resolved.spec.parameters if resolved.spec.parameters else None},
         text=resolved.text.as_dict(),
         datasets=tuple(
@@ -136,10 +137,14 @@ def _compression(evaluation: Evaluation) -> CompressionReport | None:
 
 
 def _lineage(prepared: Prepared) -> dict[str, Any]:
-    source, plan = prepared.resolved.source, prepared.plan
+    resolved, plan = prepared.resolved, prepared.plan
+    source, base = resolved.source, resolved.base
     return {
-        "source": {"given": prepared.resolved.recipe.model.source, "revision": source.revision,
+        "source": {"given": resolved.recipe.model.source, "revision": source.revision, "lossy": resolved.spec.facts.get("lossy_source"),
                    "files": {name: blob.digest for name, blob in source.artifact.tree.items()}},
+        "base": None if base is None else {
+            "given": base.given, "by_recipe": base.by_recipe, "revision": base.leaf.revision,
+            "files": {name: blob.digest for name, blob in base.leaf.artifact.tree.items()}},
         "datasets": {name: leaf.artifact.digest for name, leaf in prepared.resolved.leaves.items()},
         "steps": [{"id": node.id, "key": node.key, "step": node.step.name, "options": node.parts["options"], "code": node.parts["code"],
                    "backends": node.parts["backends"], "inputs": dict(node.inputs)} for node in plan.nodes.values()],

@@ -63,7 +63,8 @@ class Manifest(Model):
 
     Attributes:
         payload: digest of the payload; two builds of the same inputs give the same.
-        lineage: source, revision and digests of the checkpoint's files; every step with options and versions of its tools.
+        lineage: source, revision and digests of the checkpoint's files, and of an adapter's base model; every step with options and
+            versions of its tools.
         margins: what the lanes were judged by.
         figures: lane → the figures that were found, with how they were obtained.
         files: name → digest and size, the manifest itself left out.

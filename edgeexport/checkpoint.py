@@ -7,7 +7,6 @@ the model has no head for, a tokenizer that is not there.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.errors import CheckpointError
+from edgeexport.quantization import Quantization, count_weights, read_quantization
 from edgeexport.recipe import ModelSection
 from edgeexport.session.tasks import PAIR_TASKS
 from edgeexport.session.text import TextSpec
@@ -60,6 +60,7 @@ HEADS = {
 # What lies in a layer, by the names of weights that Transformers' encoders have.
 LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers)\.\d+\.")
 VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
+LABELLED_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
 
 
 # Classes of a head of which config.json says nothing. Source: Transformers' PretrainedConfig.num_labels.
@@ -192,22 +193,29 @@ class Checkpoint:
         return list(modules)
 
     @property
+    def quantization(self) -> Quantization | None:
+        """How the weights are quantized; None where they are not.
+
+        Raises:
+            CheckpointError: in a way that can't be undone here.
+        """
+        return read_quantization(self.config, self.name)
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Name → number of the floating-point weights that are stored, or stand packed."""
+        tensors = {name: tensor for header in self.headers.values() for name, tensor in header.items() if name != "__metadata__"}
+        return count_weights(tensors, self.quantization)
+
+    @property
     def parameters(self) -> int:
         """Number of stored floating-point weights; a tied weight is stored, and counts, once."""
-        count = 0
-        for header in self.headers.values():
-            for name, tensor in header.items():
-                if name != "__metadata__" and tensor["dtype"].startswith(("F", "BF")):
-                    elements = 1
-                    for size in tensor["shape"]:
-                        elements *= size
-                    count += elements
-        return count
+        return sum(self.weights.values())
 
     @property
     def shape(self) -> dict[str, int | None]:
         """How many layers there are, how many weights they hold, and how wide a token's vector is: what a prediction of size goes by."""
-        inside = sum(math.prod(tensor["shape"]) for header in self.headers.values() for name, tensor in header.items() if LAYER.search(name))
+        inside = sum(count for name, count in self.weights.items() if LAYER.search(name))
         layers = self.config.get("num_hidden_layers", self.config.get("n_layers"))
         return {"layers": layers, "layer_parameters": inside,
                 "embedding_width": self.config.get("embedding_size", self.config.get("hidden_size", self.config.get("dim")))}
@@ -246,12 +254,13 @@ class Checkpoint:
         """
         architecture, task = self.architecture, self.task(section.task)
         self.require_tokenizer()
-        labelled = task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}
+        labelled = task in LABELLED_TASKS
+        lossy = {"lossy_source": self.quantization.words} if self.quantization else {}
         return Spec(kind=Kind.CHECKPOINT, task=task, architecture=architecture, precision="float32", bytes=sum(self.sizes.values()),
                     parameters=self.parameters,
                     facts={"labels": self.labels if labelled else [], "licence": self.licence,
                            "problem_type": self.config.get("problem_type"),
-                           "vocabulary": self.config.get("vocab_size"), **self.shape})
+                           "vocabulary": self.config.get("vocab_size"), **self.shape} | lossy)
 
     def require_tokenizer(self) -> None:
         """Raises CheckpointError where there is no tokenizer."""

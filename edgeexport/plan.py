@@ -11,6 +11,7 @@ from edgeexport.catalog import make_step
 from edgeexport.compression import plan_compression
 from edgeexport.errors import PlanError
 from edgeexport.graph import Graph, Node
+from edgeexport.loading import plan_loading
 from edgeexport.policy import Policy
 from edgeexport.resolve import Resolved
 from edgeexport.source import Leaf
@@ -156,11 +157,10 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
         PlanError: a required lane is not possible, or none of a target is, or the recipe does not fit the model or the targets.
     """
     _require_fit(resolved, targets)
-    source = with_digests(resolved.source)
-    graph = Graph({"source": source, **resolved.leaves})
+    sources = {"source": resolved.source} | ({"base": resolved.base.leaf} if resolved.base else {})
+    graph = Graph({name: with_digests(leaf) for name, leaf in sources.items()} | resolved.leaves)
     origin = ORIGINS[resolved.spec.kind]
-    load = make_step("load_checkpoint", spec=resolved.spec, text=resolved.text.as_dict())
-    loaded = graph.must("load_checkpoint", load, {"source": "@source"})
+    loaded = plan_loading(graph, resolved)
     checkpoint = plan_compression(graph, resolved, loaded)
 
     judging = {name: f"@{name}" for name in resolved.judging}

@@ -23,6 +23,8 @@ class ModelSection(Model):
 
     source: str = Field(description="Hub id, directory, or package:NAME/PATH.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    base: str | None = Field(None, description="Of an adapter: another base model than it names, as source; default: the one it names.")
+    base_revision: str | None = Field(None, description="Branch, tag or commit of a base model that is a hub id.")
     task: Task | None = None
     max_length: int | None = Field(None, gt=2, description="Longest text in tokens; default: the model's own.")
     pooling: Pooling | None = None

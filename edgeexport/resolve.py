@@ -11,10 +11,11 @@ from edgeexport.checkpoint import Checkpoint
 from edgeexport.dataset import Dataset, joined, read_dataset, read_texts
 from edgeexport.errors import DataError, LineageError
 from edgeexport.probes import probe_set
+from edgeexport.quantization import Quantization
 from edgeexport.recipe import DataFile, Recipe
 from edgeexport.saved_model import SavedModel
 from edgeexport.session.text import TextSpec
-from edgeexport.source import Leaf, resolve_checkpoint
+from edgeexport.source import BaseModel, Leaf, resolve_model
 from edgeexport.store import Store
 
 # Data sets that judge.
@@ -34,6 +35,8 @@ class Resolved:
             them.
         leaves: the same data sets as inputs of the graph.
         judging: the data sets on which the lanes are compared with the reference.
+        base: where the source is an adapter, its base model.
+        quantization: how the weights are quantized already.
     """
 
     recipe: Recipe
@@ -43,6 +46,8 @@ class Resolved:
     datasets: dict[str, Dataset]
     leaves: dict[str, Leaf]
     judging: tuple[str, ...]
+    base: BaseModel | None = None
+    quantization: Quantization | None = None
 
     @property
     def labelled(self) -> str:
@@ -65,11 +70,13 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted:
         LineageError: evaluation data, or a copy of it, would shape the model.
     """
     section = recipe.model
-    checkpoint, source = resolve_checkpoint(section.source, section.revision, recipe.directory, store, trusted=trusted)
+    source = resolve_model(section, recipe.directory, store, trusted=trusted)
+    checkpoint = source.model
     spec, text = checkpoint.spec(section), checkpoint.text_spec(section)
     datasets = read_datasets(recipe, spec, checkpoint, texts)
     leaves = {name: dataset.leaf(store) for name, dataset in datasets.items()}
-    return Resolved(recipe, source, spec, text, datasets, leaves, judging=tuple(name for name in JUDGING if name in datasets))
+    return Resolved(recipe, source.leaf, spec, text, datasets, leaves, judging=tuple(name for name in JUDGING if name in datasets),
+                    base=source.base, quantization=checkpoint.quantization if isinstance(checkpoint, Checkpoint) else None)
 
 
 def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedModel, texts: Path | None) -> dict[str, Dataset]:

@@ -1,17 +1,27 @@
-"""Where a checkpoint or a data file comes from: a directory, an installed package, or a hub."""
+"""Where a checkpoint, an adapter or a data file comes from: a directory, an installed package, or a hub."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from edgeexport.adapter import (
+    Adapter,
+    adapted,
+    belongs_to_adapter,
+    choose_adapter_weights,
+    is_adapter,
+    read_adapter,
+)
 from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
 from edgeexport.checkpoint import Checkpoint, belongs, choose_weights, read_checkpoint
 from edgeexport.errors import CheckpointError, NetworkError, OutputError
+from edgeexport.recipe import ModelSection
 from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
 
@@ -50,9 +60,79 @@ class Leaf(Model):
             return Path(snapshot_download(self.place, revision=self.revision, allow_patterns=list(self.artifact.tree)))
 
 
-def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Store, *,
-                       trusted: bool = False) -> tuple[Checkpoint | SavedModel, Leaf]:
-    """Find a checkpoint and the digests of its files, without reading its weights more than once.
+@dataclass(frozen=True)
+class BaseModel:
+    """The base model of an adapter.
+
+    Attributes:
+        given: its name, as whoever names it writes it.
+        by_recipe: whether that is the recipe; else it is the adapter.
+        leaf: its files.
+        spec: what it is before the adapter is merged into it.
+        merging: options of the step that merges.
+    """
+
+    given: str
+    by_recipe: bool
+    leaf: Leaf
+    spec: Spec
+    merging: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a recipe's `[model]` names, found.
+
+    Attributes:
+        model: what it is; an adapter and its base model are what comes of merging them.
+        leaf: its files, those of the adapter where it is one.
+        base: the base model, of an adapter.
+    """
+
+    model: Checkpoint | SavedModel
+    leaf: Leaf
+    base: BaseModel | None = None
+
+
+def resolve_model(section: ModelSection, directory: Path, store: Store, *, trusted: bool = False) -> Source:
+    """Find what a recipe's `[model]` names and the digests of its files, without reading weights more than once.
+
+    Args:
+        section: the names.
+        directory: where relative ones count from; what an adapter says of its base model counts from the adapter.
+        store: remembers the digests of local files.
+        trusted: whether code that it brings along may be run.
+
+    Raises:
+        CheckpointError: it is not there, or nothing that can be built.
+        NetworkError: a hub id, no hub, and no copy that was fetched earlier.
+    """
+    found, leaf = _resolve(section.source, section.revision, directory, store, trusted)
+    if not isinstance(found, Adapter):
+        if section.base is not None:
+            raise CheckpointError(f"{found.name} is not an adapter.", why=f"model.base names {section.base}, which only an adapter has",
+                                  hint="take base out of the recipe")
+        return Source(found, leaf)
+    by_recipe = section.base is not None
+    given = section.base or found.base
+    revision = section.base_revision or (None if by_recipe else found.settings.get("revision"))
+    try:
+        base, base_leaf = _resolve(given, revision, directory if by_recipe else found.path, store, trusted)
+    except (CheckpointError, NetworkError) as exc:
+        elsewhere = None if by_recipe else 'say where it is below [model] in the recipe: base = "…" (a hub id or a directory)'
+        hint = ", or ".join(filter(None, (exc.hint if by_recipe or isinstance(exc, NetworkError) else None, elsewhere)))
+        raise type(exc)(f"The base model of {found.name} can't be used: {given}.", why=" ".join(filter(None, (exc.what, exc.why))),
+                        hint=hint or None) from exc
+    if isinstance(base, SavedModel | Adapter):
+        what = "another adapter" if isinstance(base, Adapter) else "a SavedModel"
+        raise CheckpointError(f"The base model of {found.name} can't be used: {given}.", why=f"it is {what}",
+                              hint="merge that one first, and name the result as base" if isinstance(base, Adapter) else None)
+    both = adapted(found, base, section.task)
+    return Source(both, leaf, BaseModel(given, by_recipe, base_leaf, both.base_spec, both.merging))
+
+
+def _resolve(source: str, revision: str | None, base: Path, store: Store, trusted: bool) -> tuple[Checkpoint | SavedModel, Leaf]:
+    """Find one source.
 
     Args:
         source: a directory (relative to `base`), ``package:NAME/PATH``, or a hub id.
@@ -60,14 +140,10 @@ def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Sto
         base: where relative directories count from.
         store: remembers the digests of local files.
         trusted: whether code that it brings along may be run.
-
-    Raises:
-        CheckpointError: it is not there, or not a checkpoint.
-        NetworkError: a hub id, no hub, and no copy that was fetched earlier.
     """
     path = local_path(source, base)
     if path is not None:
-        found = read_saved_model(path, source) if is_saved_model(path) else read_checkpoint(path, source, trusted=trusted)
+        found = read_saved_model(path, source) if is_saved_model(path) else _read(path, source, trusted)
         return found, _leaf(found, store)
     try:
         return _resolve_hub(source, revision, store, trusted)
@@ -76,6 +152,12 @@ def resolve_checkpoint(source: str, revision: str | None, base: Path, store: Sto
         if copy is None:
             raise
         return copy, _leaf(copy, store).model_copy(update={"revision": copy.path.name, "offline": True})
+
+
+def _read(path: Path, name: str, trusted: bool) -> Checkpoint:
+    """The checkpoint or adapter in a directory."""
+    files = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    return read_adapter(path, name, trusted=trusted) if is_adapter(files) else read_checkpoint(path, name, trusted=trusted)
 
 
 def _leaf(found: Checkpoint | SavedModel, store: Store) -> Leaf:
@@ -99,7 +181,7 @@ def _fetched_earlier(hub_id: str, revision: str | None, store: Store, trusted: b
     named: dict[str, str] = store.recall(_note_on(hub_id, path.name, trusted)) or {}
     if not named or not all((path / name).is_file() and store.file_digest(path / name).digest == digest for name, digest in named.items()):
         return None
-    found = read_checkpoint(path, f"{hub_id}@{path.name[:12]}", trusted=trusted)
+    found = _read(path, f"{hub_id}@{path.name[:12]}", trusted)
     return found if found.sizes.keys() == named.keys() else None
 
 
@@ -148,13 +230,14 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool)
     with hub_errors(hub_id):
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=HUB_SECONDS)
         siblings = {file.rfilename: file for file in info.siblings or []}
-        small = [name for name in siblings if belongs(name, trusted=trusted)]
+        adapter = is_adapter(siblings)
+        small = [name for name in siblings if (belongs_to_adapter if adapter else belongs)(name, trusted=trusted)]
         # By the name that was asked for: so the client's cache knows offline which commit it stood for.
         path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=small or ["config.json"]))
         if path.name != info.sha:
             raise CheckpointError(f"{hub_id} was changed while it was read.", hint="start again")
         sizes = {name: file.size or 0 for name, file in siblings.items()}
-        weights = choose_weights(hub_id, path, sizes)
+        weights = choose_adapter_weights(hub_id, sizes) if adapter else choose_weights(hub_id, path, sizes)
         headers = {}
         for name in weights:
             metadata = parse_safetensors_file_metadata(hub_id, name, revision=info.sha)
@@ -168,7 +251,8 @@ def _resolve_hub(hub_id: str, revision: str | None, store: Store, trusted: bool)
         else:
             tree[name] = store.file_digest(path / name)
     store.remember(_note_on(hub_id, str(info.sha), trusted), {name: blob.digest for name, blob in tree.items()})
-    checkpoint = Checkpoint(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers, trusted)
+    kind = Adapter if adapter else Checkpoint
+    checkpoint = kind(f"{hub_id}@{(info.sha or '')[:12]}", path, {name: sizes[name] for name in small + weights}, headers, trusted)
     return checkpoint, Leaf(where="hub", place=hub_id, revision=info.sha, artifact=Artifact(tree=tree, spec=Spec(kind=Kind.SOURCE)))
 
 

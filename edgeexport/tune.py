@@ -394,8 +394,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
                 file[key] = str((recipe.directory / file[key]).absolute())
     if "texts" in data.get("data", {}):
         data["data"]["texts"] = str((recipe.directory / data["data"]["texts"]).absolute())
-    if (recipe.directory / recipe.model.source).is_dir():
-        data["model"]["source"] = str((recipe.directory / recipe.model.source).absolute())
+    for key in ("source", "base"):
+        if key in data["model"] and (recipe.directory / data["model"][key]).is_dir():
+            data["model"][key] = str((recipe.directory / data["model"][key]).absolute())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(tomli_w.dumps(data), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgeexport.runner import host
 from edgeexport.runner.local import run_lane
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
+from edgeexport.source import Leaf
 from edgeexport.store import Store
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.judge import lane_metrics, relative_distances
@@ -152,19 +153,21 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
     """
     manifest = read_manifest(place)
     labelled = data.corpus is not None or any({"label", "entities"} & {*data.fields, *record} for record in read_records(data.file, data.format)[:1])
-    text, sealed = manifest.text, manifest.lineage["source"]
+    text, sealed, base = manifest.text, manifest.lineage["source"], manifest.lineage.get("base") or {}
     section = {"source": source, "revision": sealed["revision"] if source == sealed["given"] else None, "task": manifest.task,
+               "base": base["given"] if base.get("by_recipe") else None, "base_revision": base.get("revision"),
                "max_length": text["max_length"], "pooling": text["pooling"], "normalize": text["normalize"],
                "query_prefix": text["query_prefix"], "document_prefix": text["document_prefix"]}
     sections: dict[str, Any] = {"evaluation": data.model_dump(mode="json")} if labelled else {"texts": str(data.file)}
     recipe = recipe_for(source, model={key: value for key, value in section.items() if value is not None}, data=sections)
     with store.in_use():
         prepared = prepare(recipe, [], store, trusted=trusted)
-        given = {name: blob.digest for name, blob in prepared.resolved.source.artifact.tree.items()}
-        other = [name for name, digest in sealed["files"].items() if given.get(name) != digest and not DOCUMENTS.fullmatch(name)]
-        if other:
-            raise BundleError(f"{source} is not the checkpoint that {manifest.name} was made from.", why=f"{other[0]} is missing or another",
-                              hint=f"the manifest names {sealed['given']}")
+        resolved = prepared.resolved
+        _require_same(manifest.name, source, resolved.source, sealed)
+        if base:
+            if resolved.base is None:
+                raise BundleError(f"{source} is not the adapter that {manifest.name} was made from.", hint=f"the manifest names {sealed['given']}")
+            _require_same(manifest.name, resolved.base.given, resolved.base.leaf, base)
         entry = Scheduler(prepared.plan, store, limits, tell).run([prepared.plan.reference])[prepared.plan.reference]
         reference = {name.removesuffix(".npz"): Answers.load(store.blob_path(blob)) for name, blob in entry.artifact.tree.items()}
         found = []
@@ -178,6 +181,15 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
                 continue
             found.append(_compare(name, lane, prepared, manifest.margins, reference, answers))
     return found
+
+
+def _require_same(bundle: str, source: str, leaf: Leaf, sealed: Mapping[str, Any]) -> None:
+    """Raises BundleError where a source's files are not those that a manifest names."""
+    given = {name: blob.digest for name, blob in leaf.artifact.tree.items()}
+    other = [name for name, digest in sealed["files"].items() if given.get(name) != digest and not DOCUMENTS.fullmatch(name)]
+    if other:
+        raise BundleError(f"{source} is not the checkpoint that {bundle} was made from.", why=f"{other[0]} is missing or another",
+                          hint=f"the manifest names {sealed['given']}")
 
 
 def _answer(place: Path, lane: ManifestLane, prepared: Prepared, store: Store) -> dict[str, Answers]:

@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 
 from edgeexport.build import Built, build
-from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_source
 from edgeexport.cli.progress import show_progress
 from edgeexport.cli.terminal import EXIT_CODES, json_option, megabytes, out, print_json, styled
 from edgeexport.prepare import Prepared, prepare
@@ -45,7 +45,7 @@ def build_command(model: str | None, targets: tuple[str, ...], recipe: Path | No
     store = Store()
     with store.in_use():  # from here on: preparing puts the data sets into the store
         prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
-        tell_offline(prepared)
+        tell_of_source(prepared)
         with show_progress() as progress:
             built = build(prepared, directory, limits, progress.tell, repair=repair)
     if as_json:

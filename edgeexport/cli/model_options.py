@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from edgeexport.cli.terminal import err
 from edgeexport.errors import RecipeError
@@ -65,8 +66,13 @@ def demo_recipe() -> Path:
     return Path(str(importlib.resources.files("edgeexport.data"))) / DEMO / RECIPE_FILE
 
 
-def tell_offline(prepared: Prepared) -> None:
-    """Say so where the hub could not be asked for the newest revision."""
+def tell_of_source(prepared: Prepared) -> None:
+    """Say what a user should know of the source: that the hub could not be asked for its newest revision, that it is quantized already."""
     resolved = prepared.resolved
-    if resolved.source.offline:
-        err.print(f"The hub can't be reached: taking {resolved.recipe.model.source} at {str(resolved.source.revision)[:12]}, fetched earlier.")
+    sources = [(resolved.recipe.model.source, resolved.source)] + ([(resolved.base.given, resolved.base.leaf)] if resolved.base else [])
+    for name, leaf in sources:
+        if leaf.offline:
+            err.print(f"The hub can't be reached: taking {name} at {str(leaf.revision)[:12]}, fetched earlier.")
+    if resolved.quantization is not None:
+        err.print(f"[yellow]warning:[/] {escape(sources[-1][0])} is quantized already ({resolved.quantization.words}): what that cost is in the "
+                  "reference too, so no figure here shows it.")

@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 from rich.tree import Tree
 
-from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_source
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json, seconds
 from edgeexport.graph import Node
 from edgeexport.plan import Plan
@@ -28,7 +28,7 @@ def plan_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
     profiles = [load_target(name) for name in dict.fromkeys(targets)]
     store = Store()
     prepared = prepare(choose_recipe(model, recipe, task, max_length, announce=not as_json), profiles, store, texts, trusted=trusted)
-    tell_offline(prepared)
+    tell_of_source(prepared)
     found, missing = pending(prepared.plan, prepared.plan.wanted, store, verify=False)
     data = plan_data(prepared.plan, store, set(found), set(missing))
     if as_json:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from edgeexport.build import build
 from edgeexport.cli.build import default_limits, show_built
-from edgeexport.cli.model_options import choose_recipe, model_options, tell_offline
+from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_source
 from edgeexport.cli.progress import show_progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json
 from edgeexport.errors import EXIT_FAIL
@@ -47,7 +47,7 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
     store = Store()
     with store.in_use():
         prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
-        tell_offline(prepared)
+        tell_of_source(prepared)
         wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=min_speedup, minutes=minutes)
         with show_progress() as progress:
             search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)))

@@ -38,8 +38,10 @@ TEXT_TITLES = {
     "normalize": "Vectors scaled to length 1", "query_prefix": "Put before a query", "document_prefix": "Put before a document",
 }
 MODEL_TITLES = {
-    "source": "Source", "revision": "Revision", "task": "Task", "architecture": "Architecture", "parameters": "Parameters, tied ones once",
-    "float32_bytes": "Float32 weights, bytes", "licence": "Licence, as its files state it", "labels": "Labels",
+    "source": "Source", "revision": "Revision", "base": "Base model, into which the adapter is merged", "base_revision": "Base model's revision",
+    "lossy_source": "Quantized already; what that cost is in the reference too", "task": "Task", "architecture": "Architecture",
+    "parameters": "Parameters, tied ones once", "float32_bytes": "Float32 weights, bytes", "licence": "Licence, as its files state it",
+    "labels": "Labels",
 }
 LABELS_SHOWN = 24
 
@@ -431,7 +433,8 @@ def model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key in [*(key for key in MODEL_TITLES if key in model), *(key for key in model if key not in MODEL_TITLES)]:
         value = model[key]
-        if key == "labels" and not value:
+        # What only some sources have.
+        if key in {"labels", "base", "base_revision", "lossy_source"} and not value:
             continue
         text = unknown.get(key, "none") if value is None else f"{value:,}" if isinstance(value, int) else setting(value)
         rows.append((MODEL_TITLES.get(key, key), text))

@@ -6,22 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boards import BOARD
 from command_line import Cli
 from tiny import Case, write_checkpoint
 
 from edgeexport.artifact import Task
-
-BOARD = """schema = 1
-title = "My board"
-device = { isa = "x86_64", cpu = "any", cores = 2, ram_mb = 1024 }
-[[lanes]]
-name = "fast"
-format = "onnx"
-runtime = "onnxruntime"
-version = ">=1.20"
-precision = "dynamic-int8"
-verified_by = "onnxruntime==1.31.1"
-"""
 
 
 @pytest.mark.parametrize(("case", "arguments", "keys"), [

@@ -167,7 +167,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
             return built
 
         monkeypatch.setattr(build_module, "prepare", lambda *args, **options: Prepared(None, plan_of({"a": (Write(text="a"), {})}), None, (), None))  # type: ignore[arg-type]
-        monkeypatch.setattr(build_module, "tell_offline", lambda prepared: None)
+        monkeypatch.setattr(build_module, "tell_of_source", lambda prepared: None)
         monkeypatch.setattr(build_module, "build", build)
 
     return set_outcome

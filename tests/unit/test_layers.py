@@ -28,8 +28,8 @@ HEAVY = ("torch", "tensorflow", "onnx", "onnxruntime", "transformers", "ai_edge_
 LAYERS = (
     "errors", "session", "data", "take_place",
     "artifact", "toml_file", "policy", "target", "recipe",
-    "saved_model_signature", "checkpoint", "saved_model", "store", "source",
-    "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "compression", "plan",
+    "saved_model_signature", "quantization", "checkpoint", "adapter", "saved_model", "store", "source",
+    "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "loading", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
     "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "tune", "build", "verify_bundle", "cli", "__main__",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,10 +19,11 @@ from edgeexport.dataset import Dataset, Row
 from edgeexport.errors import PlanError, UnknownName
 from edgeexport.graph import Graph
 from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
+from edgeexport.quantization import Quantization
 from edgeexport.recipe import Recipe
 from edgeexport.resolve import JUDGING, Resolved
 from edgeexport.session.text import TextSpec
-from edgeexport.source import Leaf
+from edgeexport.source import BaseModel, Leaf
 from edgeexport.store import action_key, describe_change
 from edgeexport.target import Target
 
@@ -235,6 +237,28 @@ def test_nothing_that_makes_a_model_reads_the_data_that_judge_it() -> None:
     assert set().union(*map(leaves, payloads)) == {"@source", "@calibration"}
     assert set(plan.nodes["compute_reference"].inputs.values()) == {"load_checkpoint", "@probes", "@texts", "@evaluation"}
     assert all("@calibration" not in plan.nodes[str(lane.answers)].inputs.values() for lane in plan.lanes)
+
+
+def test_a_source_becomes_the_original_before_anything_else() -> None:
+    """A quantized one is unpacked, an adapter's base model comes first; exports and reference start from the end of that."""
+    plain = resolved()
+    packed = replace(plain, quantization=Quantization(method="gptq", bits=4, zero_offset=1))
+    base = BaseModel("some/base", False, leaf(Kind.SOURCE, "base weights"), plain.spec, {"head": Task.FEATURE_EXTRACTION})
+    for case, first, chain in ((packed, "@source", ["load_checkpoint", "dequantize_checkpoint"]),
+                               (replace(plain, base=base), "@base", ["load_checkpoint", "merge_adapter"]),
+                               (replace(packed, base=base), "@base", ["load_checkpoint", "dequantize_checkpoint", "merge_adapter"])):
+        plan = make_plan(case, [target()], HOST)
+        assert set(plan.nodes) == ALL | set(chain)
+        assert plan.nodes["load_checkpoint"].inputs == {"source": first}
+        for before, after in pairwise(chain):
+            assert plan.nodes[after].inputs["checkpoint"] == before
+        assert plan.checkpoint == chain[-1]
+        for user in ("export_onnx", "export_tflite", "compute_reference", "assemble_payload[onnx-dynamic-int8]"):
+            assert plan.nodes[user].inputs["checkpoint"] == chain[-1]
+        if case.base is not None:
+            assert plan.nodes["merge_adapter"].inputs["adapter"] == "@source"
+            other = replace(case, base=replace(base, leaf=leaf(Kind.SOURCE, "other weights")))
+            assert changed(plan, make_plan(other, [target()], HOST)) == set(plan.nodes)
 
 
 def test_without_targets_a_plan_is_that_of_the_reference() -> None:
