@@ -10,7 +10,7 @@ from edgeexport.session.tasks import first_tokens, mask_positions
 from edgeexport.session.text import TextSpec
 
 from ._examples import Example, collate
-from ._task_model import named_outputs
+from ._task_model import joins_neighbours, named_outputs, without_padding
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,9 @@ class Objective:
         """
         device = next(model.parameters()).device
         batch = {name: values.to(device) for name, values in collate(examples, self.text).items()}
+        inner: Any = getattr(model, "module", model)  # of the wrapper for several processes
+        if joins_neighbours(inner):
+            batch["inputs_embeds"] = without_padding(inner, batch.pop("input_ids"), batch["attention_mask"])
         found = model(**batch, **options)
         outputs = named_outputs(found, batch["attention_mask"], self.task, self.text)
         return self._rows(outputs, examples), found

@@ -164,7 +164,7 @@ class Trainer:
         value, due_somewhere = self.accelerator.reduce(torch.stack([loss.detach(), due]), "mean").tolist()
         if not math.isfinite(value) or not bool(torch.isfinite(torch.as_tensor(norm))):
             return math.nan
-        if due_somewhere:
+        if due_somewhere and self._state != self._name():
             self._save()
         self._optimizer.step()
         return float(value)
@@ -217,7 +217,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Keep the state; what is there stays valid until the new one is whole."""
-        name = f"state-{self.progress.step}"
+        name = self._name()
         self.accelerator.save_state(str(self._scratch / name), safe_serialization=False)
         self._point_to(name)
         if self.accelerator.is_local_main_process:
@@ -225,6 +225,9 @@ class Trainer:
                 if old.name != name:
                     shutil.rmtree(old, ignore_errors=True)
         self._due, self._saved = False, time.monotonic()
+
+    def _name(self) -> str:
+        return f"state-{self.progress.step}"
 
     def _point_to(self, state: str) -> None:
         """Say which state to go on from, and how far it is."""

@@ -129,7 +129,7 @@ def test_shards_are_mapped(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[0]
     view = data_for(zoo, case, ASKED)
     counts = {}
-    for name, value in (("SHARD_ROWS", 7), ("SHARD_BYTES", 40_000), ("SHARD_BYTES", 1)):
+    for name, value in (("SHARD_ROWS", 7), ("SHARD_BYTES", 8_000), ("SHARD_BYTES", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(_teacher_outputs, name, value)
             outputs = outputs_of(zoo, case, view, relations=True)
@@ -137,7 +137,7 @@ def test_shards_are_mapped(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = [outputs[row] for row in range(len(ASKED))]
         assert all(isinstance(row.hidden.base, np.memmap | mmap.mmap) or isinstance(row.hidden, np.memmap) for row in rows)
     assert counts["SHARD_ROWS", 7] == -(-len(ASKED) // 7)
-    assert 1 < counts["SHARD_BYTES", 40_000] < counts["SHARD_BYTES", 1] == len(ASKED)
+    assert 1 < counts["SHARD_BYTES", 8_000] < counts["SHARD_BYTES", 1] == len(ASKED)
     assert len(ASKED) not in outputs and 0 in outputs
 
 

@@ -12,12 +12,11 @@ from compressed import answers_of, data_for, model_of, weights_of
 from edgeexport.converters import measure_layers
 from edgeexport.converters._task_model import load_model
 from reference import Original, pooled, softmax
-from tiny import ARCHITECTURES, LENGTHS, TEXTS, Case
-from zoo import RUNTIMES, Zoo
+from tiny import ARCHITECTURES, TEXTS, Case
+from zoo import Zoo
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
-from edgeexport.session import Payload, Session
 from edgeexport.step import Refusal, View
 
 CLASSIFIER = Case("bert", Task.TEXT_CLASSIFICATION, layers=4)
@@ -113,16 +112,6 @@ def test_the_model_is_the_whole_one_without_its_layers(zoo: Zoo, architecture: s
     assert "pruned_shapes" not in config
     assert dropped.spec.parameters == sum(parameter.numel() for parameter in whole.model.parameters())
     assert len(weights_of(dropped)) < len(weights_of(zoo.loaded(case)))
-
-
-def test_exports_of_fewer_layers(zoo: Zoo) -> None:
-    dropped = zoo.run(find_step("drop_layers")(layers=1), {"checkpoint": zoo.loaded(CLASSIFIER), "order": order_of(zoo, 1, 3, 0)})
-    plain = Original(dropped.path, CLASSIFIER.task)
-    for model_format, options in (("onnx", {}), ("tflite", {"lengths": LENGTHS[1:]})):
-        exported = zoo.run(find_step(f"export_{model_format}")(**options), {"checkpoint": dropped})
-        session = Session(Payload(zoo.payload(dropped, exported).path), "v", RUNTIMES[model_format])
-        for text in ASKED:
-            assert session.outputs(session.encode(text))["logits"] == pytest.approx(plain.outputs(text)["logits"], abs=1e-3)
 
 
 def test_what_cannot_be_dropped_is_refused(zoo: Zoo) -> None:
