@@ -21,6 +21,7 @@ from typing import IO, Any
 from edgeexport.errors import EdgeExportError, StepFailed, from_dict
 
 POLL_SECONDS = 0.1
+GRACE_SECONDS = 5.0
 LAST_LINES = 3
 
 
@@ -60,11 +61,13 @@ def run_processes(module: str, job: Path, count: int, threads: int, log: Path, r
         EdgeExportError: what the first process raised.
         StepFailed: one of them died.
     """
+    import torch
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-              "OMP_NUM_THREADS": max(1, threads // count)}
+              "OMP_NUM_THREADS": max(1, threads // count), "ACCELERATE_USE_CPU": not torch.cuda.is_available()}
     processes: list[subprocess.Popen[str]] = []
     told: dict[str, Any] = {}
     try:
@@ -77,8 +80,10 @@ def run_processes(module: str, job: Path, count: int, threads: int, log: Path, r
         assert processes[0].stdout is not None
         reader = threading.Thread(target=_read, args=(processes[0].stdout, told, report), daemon=True)
         reader.start()
-        while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
             time.sleep(POLL_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what all of them raise, the first one may be about to tell
+            processes[0].wait(GRACE_SECONDS)
     finally:
         for process in processes:
             process.kill()
@@ -86,10 +91,9 @@ def run_processes(module: str, job: Path, count: int, threads: int, log: Path, r
     reader.join(timeout=5)
     if "error" in told:
         raise from_dict(told["error"])
-    failed = next(((rank, process.returncode) for rank, process in enumerate(processes) if process.returncode), None)
-    if failed is not None or "result" not in told:
+    if any(codes) or "result" not in told:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        rank, code = failed or (0, 0)
+        rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, 0))
         raise StepFailed(f"Process {rank + 1} of {count} died.", why=f"exit code {code}; last output: {' / '.join(lines[-LAST_LINES:]) or 'none'}",
                          hint="`accelerate config` says how many processes there are; with one, training is in the step itself")
     result: dict[str, Any] = told["result"]
