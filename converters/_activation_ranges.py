@@ -29,12 +29,11 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         """Count more values; those that are no numbers do not count."""
-        low, high = float(values.min()), float(values.max())
-        if not np.isfinite([low, high]).all():
+        if not np.isfinite(values).all():
             values = values[np.isfinite(values)]
-            if not values.size:
-                return
-            low, high = float(values.min()), float(values.max())
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         needed = max(abs(self.low), abs(self.high), 1e-9)
         if self._reach == 0.0:

@@ -111,6 +111,11 @@ class Layers:
         self._path = ARCHITECTURES[model.config.model_type].layers
         self._layers: list[Any] = list(self._holder()) if self._path else [None] * model.config.num_hidden_layers
 
+    @property
+    def differ(self) -> bool:
+        """Whether it matters which are kept, and not only how many."""
+        return self._path is not None
+
     def __len__(self) -> int:
         """How many there were at first."""
         return len(self._layers)

@@ -28,9 +28,9 @@ class Example:
     Attributes:
         row: its number in the data set.
         encoded: the tokens.
-        anchors: key of a token → its position, for each token that another tokenizer of the same words has too: special tokens, by their
-            number, and the first token of each word, by the text of the pair and the number of the word.
-        truth: what is right, as numbers of classes: of the text, or of each word; None where nobody says.
+        anchors: key of a token → its position, for each token that another tokenizer of the same words has too: special tokens around the texts,
+            by (-1, their number), and the first token of each word, by (text of the pair, character at which the word begins).
+        truth: what is right, as numbers of classes: of the text, or of each word, where -1 is unknown; None where nobody says.
     """
 
     row: int
@@ -45,7 +45,7 @@ class Example:
 
 
 def read_examples(checkpoint: View, dataset: Path, longest: int | None = None) -> list[Example]:
-    """The examples of a data set, without those that leave no room for the text that holds the answer.
+    """The examples of a data set, without those that a model has no answer to: for which there is no room, without a word or a mask.
 
     Args:
         checkpoint: the checkpoint artifact, for its tokenizer, text spec and classes.
@@ -67,23 +67,27 @@ def read_examples(checkpoint: View, dataset: Path, longest: int | None = None) -
             continue
         if task is Task.FILL_MASK and not (encoded.ids == spec.mask_id).any():
             continue
+        if task is Task.TOKEN_CLASSIFICATION and not first_tokens(encoded):
+            continue
         found.append(Example(number, encoded, anchors(encoded), truth(task, row, encoded, labels)))
     if not found:
-        raise DataError("No text of the data can be learned from.", why="none fits" if task is not Task.FILL_MASK else "none has a mask token")
+        why = {Task.FILL_MASK: "none has a mask token", Task.TOKEN_CLASSIFICATION: "none has a word"}
+        raise DataError("No text of the data can be learned from.", why=why.get(task, "none fits"))
     return found
 
 
 def anchors(encoded: Encoded) -> dict[tuple[int, int], int]:
     """Tokens that stay where other tokens are cut in another way: key → position."""
-    found = {}
+    found: dict[tuple[int, int], int] = {}
     special = 0
     firsts = set(first_tokens(encoded))
-    for position, (word, text) in enumerate(zip(encoded.words, encoded.sequence, strict=True)):
-        if word is None or text is None:
+    for position, text in enumerate(encoded.sequence):
+        if text is None:
             found[-1, special] = position
             special += 1
         elif position in firsts:
-            found[text, word] = position
+            # Normalization may make several words of one character; the first of them stands for it.
+            found.setdefault((text, encoded.offsets[position][0]), position)
     return found
 
 
@@ -92,23 +96,32 @@ def truth(task: Task, row: Row, encoded: Encoded, labels: Sequence[str]) -> tupl
     if task is Task.TEXT_CLASSIFICATION and row.label is not None:
         return (labels.index(row.label),)
     if task is Task.TOKEN_CLASSIFICATION and row.entities is not None:
-        return tuple(word_classes(row.entities, word_spans(encoded), labels))
+        return tuple(word_classes(row.text, row.entities, word_spans(encoded), labels))
     return None
 
 
-def word_classes(entities: Sequence[Entity], spans: np.ndarray, labels: Sequence[str]) -> Iterator[int]:
-    """The class of each word: that of the entity in which it begins, as its first word or a later one."""
+def word_classes(text: str, entities: Sequence[Entity], spans: np.ndarray, labels: Sequence[str]) -> list[int]:
+    """The class of each word: that of the entity in which it begins, by its place there; -1 where the classes have none for it.
+
+    Args:
+        text: the text.
+        entities: what is named in it.
+        spans: int64 [words, 2]: where each word lies; some tokenizers count the blank before a word as its first character.
+        labels: the classes, as :func:`edgeexport.session.tasks.entity_runs` understands them.
+    """
     number = {label: i for i, label in enumerate(labels)}
-    begun: set[int] = set()
-    for start, _ in spans.tolist():
-        inside = next((i for i, entity in enumerate(entities) if entity.start <= start < entity.end), None)
-        if inside is None:
-            yield number["O"]
+    begins = [end - len(text[start:end].lstrip()) for start, end in spans.tolist()]
+    inside = [next((i for i, entity in enumerate(entities) if entity.start <= begin < entity.end), None) for begin in begins]
+    found = []
+    for word, entity in enumerate(inside):
+        if entity is None:
+            found.append(number.get("O", -1))
             continue
-        name = entities[inside].label
-        prefixes = ("I-", "") if inside in begun else ("B-", "I-", "")
-        begun.add(inside)
-        yield next(number[prefix + name] for prefix in prefixes if prefix + name in number)
+        first, last = (not 0 <= other < len(inside) or inside[other] != entity for other in (word - 1, word + 1))
+        prefixes = {(True, True): ("S-", "U-", "B-"), (True, False): ("B-",), (False, True): ("E-", "L-")}.get((first, last), ())
+        names = [prefix + entities[entity].label for prefix in (*prefixes, "I-", "")]
+        found.append(next((number[name] for name in names if name in number), -1))
+    return found
 
 
 def collate(examples: Sequence[Example], spec: TextSpec) -> dict[str, torch.Tensor]:
@@ -124,7 +137,7 @@ def evenly(examples: Sequence[Example], count: int) -> list[Example]:
     """At most `count` examples, evenly spread over the data set."""
     if len(examples) <= count:
         return list(examples)
-    return [examples[round(i * (len(examples) - 1) / (count - 1))] for i in range(count)]
+    return [examples[(2 * i + 1) * len(examples) // (2 * count)] for i in range(count)]
 
 
 def by_length(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -10,7 +10,7 @@ from edgeexport.session.tasks import first_tokens, mask_positions
 from edgeexport.session.text import TextSpec
 
 from ._examples import Example, collate
-from ._task_model import named_outputs
+from ._task_model import joins_neighbours, named_outputs, without_padding
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,13 @@ TEMPERATURE = 2.0
 SIMILARITY_SCALE = 20.0
 
 
+def has_one_class(spec: Spec) -> bool:
+    """Whether the logits of checkpoints of this spec choose one class of several."""
+    task, kind = spec.require_task(), spec.facts.get("problem_type")
+    several = task is Task.TEXT_CLASSIFICATION and (kind in {"multi_label_classification", "regression"} or len(spec.facts["labels"]) == 1)
+    return task not in VECTORS and task is not Task.QUESTION_ANSWERING and not several
+
+
 class Objective:
     """The answers of a model for a task, and how far apart two are.
 
@@ -37,9 +44,7 @@ class Objective:
     def __init__(self, spec: Spec, text: TextSpec) -> None:
         """For checkpoints of this spec."""
         self.task, self.text = spec.require_task(), text
-        kind = spec.facts.get("problem_type")
-        several = self.task is Task.TEXT_CLASSIFICATION and (kind in {"multi_label_classification", "regression"} or len(spec.facts["labels"]) == 1)
-        self.one_class = self.task not in VECTORS and self.task is not Task.QUESTION_ANSWERING and not several
+        self.one_class = has_one_class(spec)
 
     def run(self, model: PreTrainedModel, examples: Sequence[Example], **options: Any) -> tuple[torch.Tensor, Any]:
         """The answers to a batch, and Transformers' output.
@@ -55,6 +60,9 @@ class Objective:
         """
         device = next(model.parameters()).device
         batch = {name: values.to(device) for name, values in collate(examples, self.text).items()}
+        inner: Any = getattr(model, "module", model)  # of the wrapper for several processes
+        if joins_neighbours(inner):
+            batch["inputs_embeds"] = without_padding(inner, batch.pop("input_ids"), batch["attention_mask"])
         found = model(**batch, **options)
         outputs = named_outputs(found, batch["attention_mask"], self.task, self.text)
         return self._rows(outputs, examples), found
@@ -72,10 +80,19 @@ class Objective:
         rows, columns = zip(*places, strict=True)
         return values[list(rows), list(columns)]
 
+    @property
+    def at_anchors(self) -> bool:
+        """Whether the rows of answers are those of the anchors."""
+        return self.task is Task.QUESTION_ANSWERING or self.text.pooling == "none"
+
+    @property
+    def by_token(self) -> bool:
+        """Whether a text has several rows of answers."""
+        return self.at_anchors or self.task in {Task.TOKEN_CLASSIFICATION, Task.FILL_MASK}
+
     def count(self, example: Example) -> int:
         """How many rows of answers an example has."""
-        by_token = self.task in {Task.TOKEN_CLASSIFICATION, Task.FILL_MASK, Task.QUESTION_ANSWERING} or self.text.pooling == "none"
-        return len(self.positions(example)) if by_token else 1
+        return len(self.positions(example)) if self.by_token else 1
 
     def positions(self, example: Example) -> list[int]:
         """Positions of the tokens that answer, for tasks that answer by token."""

@@ -78,8 +78,7 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
 
     spec = read_text(directory)
     model = load_model(directory, task, attention="eager")
-    # MobileBERT joins each token's embedding with those of the tokens before and after it.
-    neighbours = bool(getattr(model.config, "trigram_input", False))
+    neighbours = joins_neighbours(model)
     own_code = brings_model(directory)
 
     class TaskModule(torch.nn.Module):
@@ -95,14 +94,25 @@ def task_module(directory: Path, task: Task) -> torch.nn.Module:
             bias = attention_mask if own_code else (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             if neighbours:
-                # Where a text ends the model wants zeros, and padding would put its own vector there.
-                real = attention_mask[:, :, None].to(torch.float32)
-                found = self.model(inputs_embeds=self.model.get_input_embeddings()(input_ids) * real, attention_mask=bias, **extra)
+                found = self.model(inputs_embeds=without_padding(self.model, input_ids, attention_mask), attention_mask=bias, **extra)
             else:
                 found = self.model(input_ids=input_ids, attention_mask=bias, **extra)
             return named_outputs(found, attention_mask, task, spec)
 
     return TaskModule().eval()
+
+
+def joins_neighbours(model: PreTrainedModel) -> bool:
+    """Whether the model joins each token's embedding with those of the tokens before and after it, as MobileBERT does."""
+    return bool(getattr(model.config, "trigram_input", False))
+
+
+def without_padding(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The embeddings float32 [batch, seq, width] for a model that joins neighbours: where a text ends it wants zeros, and not padding's vector."""
+    import torch
+
+    real = attention_mask[:, :, None].to(torch.float32)
+    return model.get_input_embeddings()(input_ids) * real  # type: ignore[no-any-return]
 
 
 def named_outputs(found: Any, mask: torch.Tensor, task: Task, spec: TextSpec) -> dict[str, torch.Tensor]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 INDEX_FILE = "teacher.json"
+# A shard ends at whichever comes first.
 SHARD_ROWS = 1024
+SHARD_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,26 @@ class TeacherOutput:
     Attributes:
         answers: float32 [rows, values], as :meth:`Objective.run` gives them.
         anchors: int32 [anchors, 2]: the keys of the tokens that `hidden` and `relations` are about.
-        hidden: float16 [anchors, layers, width]: the hidden states after the layers that were asked for.
-        relations: float16 [3, anchors, anchors]: how alike the queries, the keys and the values of the last layer are.
+        hidden: float16 or float32 [anchors, layers, width]: the hidden states after the layers that were asked for.
+        relations: float16 or float32 [3, anchors, anchors]: how alike the queries, the keys and the values of the last layer are.
     """
 
     answers: np.ndarray
     anchors: np.ndarray
     hidden: np.ndarray
     relations: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.answers.nbytes + self.anchors.nbytes + self.hidden.nbytes + self.relations.nbytes
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """The values in 16 bits, or in 32 where one is beyond the range of float16, as MobileBERT's hidden states are."""
+    import numpy as np
+
+    return values.astype(np.float16 if np.abs(values).max(initial=0) <= np.finfo(np.float16).max else np.float32)
 
 
 class TeacherWriter:
@@ -40,13 +54,14 @@ class TeacherWriter:
         self._out = out
         self._rows: list[TeacherOutput] = []
         self._places: dict[int, tuple[int, int]] = {}
-        self._shards = 0
+        self._shards = self._bytes = 0
 
     def add(self, example: Example, output: TeacherOutput) -> None:
         """The next text."""
         self._places[example.row] = (self._shards, len(self._rows))
         self._rows.append(output)
-        if len(self._rows) == SHARD_ROWS:
+        self._bytes += output.size
+        if len(self._rows) == SHARD_ROWS or self._bytes >= SHARD_BYTES:
             self._write()
 
     def close(self) -> None:
@@ -65,7 +80,7 @@ class TeacherWriter:
         sizes = np.array([(len(row.answers), len(row.anchors), row.relations.size) for row in rows], np.int64)
         np.save(self._out / f"ends-{self._shards}.npy", np.cumsum(sizes, axis=0))
         self._shards += 1
-        self._rows = []
+        self._rows, self._bytes = [], 0
 
 
 class TeacherOutputs:

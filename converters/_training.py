@@ -87,7 +87,8 @@ class Trainer:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+        # Losses are added up in float32, whatever the user's configuration has for other trainings.
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
         self._schedule, self._examples, self._scratch, self._report = schedule, examples, scratch, report
         per_epoch = max(1, len(examples) // schedule.batch)
         self.steps = max(1, round(schedule.epochs * per_epoch))
@@ -97,7 +98,10 @@ class Trainer:
         self.progress = Progress(history=[])
         self._epoch_of_order = -1
         self._order: list[list[int]] = []
+        self._state: str | None = None
         self._resume()
+        self._saved = time.monotonic()
+        self._due = self._state is None
 
     def run(self, loss_of: Callable[[PreTrainedModel, list[Example]], torch.Tensor],
             distance: Callable[[PreTrainedModel], float] | None) -> Progress:
@@ -110,28 +114,28 @@ class Trainer:
         Raises:
             StepFailed: the loss is no number again and again, also at a lower learning rate.
         """
-        progress, every = self.progress, max(1, self.steps // EVALUATIONS)
-        saved, begun, first = time.monotonic(), time.monotonic(), progress.step
-        self._save()
-        while progress.step < self.steps:
+        every = max(1, self.steps // EVALUATIONS)
+        begun, first = time.monotonic(), self.progress.step
+        while self.progress.step < self.steps:
             loss = self._step(loss_of)
             if not math.isfinite(loss):
                 self._restart()
                 continue
-            progress.step += 1
-            if distance is not None and (progress.step % every == 0 or progress.step == self.steps):
-                if not self._evaluate(distance):
+            self.progress.step += 1
+            step = self.progress.step
+            if distance is not None and (step % every == 0 or step == self.steps):
+                found = self._measured(distance)
+                if not math.isfinite(found):
+                    self._restart()
+                    continue
+                if not self._improves(found):
                     break
-                self._save()
-                saved = time.monotonic()
-            elif time.monotonic() - saved > SAVE_SECONDS:
-                self._save()
-                saved = time.monotonic()
-            left = (time.monotonic() - begun) / (progress.step - first) * (self.steps - progress.step)
-            self._report(progress.step / self.steps, self._words(loss, left))
-        if progress.best is not None:
+                self._due = True
+            left = (time.monotonic() - begun) / (step - first) * (self.steps - step)
+            self._report(step / self.steps, self._words(loss, left))
+        if self.progress.best is not None:
             self._load_best()
-        return progress
+        return self.progress
 
     def _words(self, loss: float, left: float) -> str:
         progress = self.progress
@@ -141,7 +145,11 @@ class Trainer:
         return f"{words}, {left / 60:.0f} min left"
 
     def _step(self, loss_of: Callable[[PreTrainedModel, list[Example]], torch.Tensor]) -> float:
-        """One step of the optimizer; returns the loss, or nan where gradients are no numbers."""
+        """One step of the optimizer; returns the loss, or nan where loss or gradients are no numbers.
+
+        A state is kept here, before the weights change, because only now it is known to be good: weights that diverge give numbers that are
+        none one step later.
+        """
         import torch
 
         for group in self._optimizer.param_groups:
@@ -151,11 +159,15 @@ class Trainer:
         self._optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_NORM)
-        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        # All processes get the same two numbers, so that they decide alike.
+        due = torch.tensor(float(self._due or time.monotonic() - self._saved > SAVE_SECONDS), device=loss.device)
+        value, due_somewhere = self.accelerator.reduce(torch.stack([loss.detach(), due]), "mean").tolist()
         if not math.isfinite(value) or not bool(torch.isfinite(torch.as_tensor(norm))):
             return math.nan
+        if due_somewhere and self._state != self._name():
+            self._save()
         self._optimizer.step()
-        return value
+        return float(value)
 
     def _batch(self) -> list[Example]:
         """The share of the next batch that is this process's."""
@@ -163,14 +175,21 @@ class Trainer:
         if epoch != self._epoch_of_order:
             self._order = batches([example.length for example in self._examples], self._schedule.batch, self._schedule.seed + epoch)
             self._epoch_of_order = epoch
-        mine = self._order[number][self.accelerator.process_index::self.accelerator.num_processes]
+        batch = self._order[number]
+        mine = batch[self.accelerator.process_index::self.accelerator.num_processes] or batch
         return [self._examples[i] for i in mine]
 
-    def _evaluate(self, distance: Callable[[PreTrainedModel], float]) -> bool:
-        """Look at the development data; keeps the best model. False ends the training."""
-        progress = self.progress
+    def _measured(self, distance: Callable[[PreTrainedModel], float]) -> float:
+        """The distance on development data, the same number in all processes."""
+        import torch
+
         self.model.eval()
-        found = distance(self.accelerator.unwrap_model(self.model))
+        found = torch.tensor(distance(self.accelerator.unwrap_model(self.model)), device=self.accelerator.device)
+        return float(self.accelerator.reduce(found, "mean"))
+
+    def _improves(self, found: float) -> bool:
+        """Note a distance, and keep the best model; False where there was no progress for too long."""
+        progress = self.progress
         assert progress.history is not None
         progress.history.append((progress.step, found))
         if progress.best is None or found < progress.best:
@@ -198,15 +217,25 @@ class Trainer:
 
     def _save(self) -> None:
         """Keep the state; what is there stays valid until the new one is whole."""
-        name = f"state-{self.progress.step}"
+        name = self._name()
         self.accelerator.save_state(str(self._scratch / name), safe_serialization=False)
+        self._point_to(name)
         if self.accelerator.is_local_main_process:
-            new = self._scratch / "progress.new"
-            new.write_text(json.dumps({"state": name, **asdict(self.progress)}), encoding="utf-8")
-            new.replace(self._scratch / "progress.json")
             for old in self._scratch.glob("state-*"):
                 if old.name != name:
                     shutil.rmtree(old, ignore_errors=True)
+        self._due, self._saved = False, time.monotonic()
+
+    def _name(self) -> str:
+        return f"state-{self.progress.step}"
+
+    def _point_to(self, state: str) -> None:
+        """Say which state to go on from, and how far it is."""
+        if self.accelerator.is_local_main_process:
+            new = self._scratch / "progress.new"
+            new.write_text(json.dumps({"state": state, **asdict(self.progress)}), encoding="utf-8")
+            new.replace(self._scratch / "progress.json")
+        self._state = state
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -215,7 +244,8 @@ class Trainer:
         if not path.is_file():
             return
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        self.accelerator.load_state(str(self._scratch / kept.pop("state")))
+        self._state = str(kept.pop("state"))
+        self.accelerator.load_state(str(self._scratch / self._state))
         self.progress = Progress(**kept)
         self._report(self.progress.step / self.steps, f"going on after step {self.progress.step:,}")
 
@@ -223,17 +253,21 @@ class Trainer:
         """Go back to the last good state, and on with half the learning rate.
 
         Raises:
-            StepFailed: it did not help.
+            StepFailed: it did not help, or there is no good state.
         """
-        progress = self.progress
-        if progress.restarts == RESTARTS:
-            raise StepFailed("Training diverges.", why=f"the loss was no number at step {progress.step + 1:,}, at "
-                             f"{self._schedule.learning_rate * progress.rate_factor:.1e} too", hint="lower compress.distill.learning_rate")
-        restarts, factor = progress.restarts + 1, progress.rate_factor / 2
+        before = self.progress
+        if self._state is None:
+            raise StepFailed("Training cannot begin.", why="the loss of the untrained student is no number",
+                             hint="are there infinite numbers in the weights of student or teacher?")
+        if before.restarts == RESTARTS:
+            raise StepFailed("Training diverges.", why=f"the loss was no number at step {before.step + 1:,}, at "
+                             f"{self._schedule.learning_rate * before.rate_factor:.1e} too", hint="lower compress.distill.learning_rate")
         self._resume()
-        self.progress.restarts, self.progress.rate_factor = restarts, factor
-        self._report(self.progress.step / self.steps, f"the loss was no number: back at step {self.progress.step:,} with half the learning rate")
-        self._save()
+        # What was found best before the loss was no number is on disk and stays good.
+        self.progress.restarts, self.progress.rate_factor, self.progress.best = before.restarts + 1, before.rate_factor / 2, before.best
+        self._report(self.progress.step / self.steps,
+                     f"the loss was no number: back at step {self.progress.step:,} with half the learning rate")
+        self._point_to(self._state)
 
 
 def rate(done: float) -> float:

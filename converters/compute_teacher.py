@@ -15,7 +15,7 @@ from ._examples import by_length, read_examples
 from ._objective import Objective
 from ._relations import Projections
 from ._task_model import load_model, read_text
-from ._teacher_outputs import TeacherOutput, TeacherWriter
+from ._teacher_outputs import TeacherOutput, TeacherWriter, narrowed
 
 BATCH = 16
 
@@ -71,8 +71,8 @@ class ComputeTeacher(Step):
                                  else np.zeros((0, len(positions), len(positions))))
                     writer.add(example, TeacherOutput(
                         answers=np.stack([next(rows) for _ in range(objective.count(example))]).astype(np.float32),
-                        anchors=np.array(list(example.anchors), np.int32), hidden=stacked[number, positions].cpu().numpy().astype(np.float16),
-                        relations=relations.astype(np.float16)))
+                        anchors=np.array(list(example.anchors), np.int32), hidden=narrowed(stacked[number, positions].cpu().numpy()),
+                        relations=narrowed(relations)))
                 done += len(batch)
                 context.report(done / len(examples), f"{done} of {len(examples)} texts")
         writer.close()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from edgeexport.artifact import Kind, Spec
-from edgeexport.errors import CheckpointError
+from edgeexport.artifact import Kind, Model, Spec, Task
+from edgeexport.errors import CheckpointError, DataError
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._architecture import ARCHITECTURES
 from ._examples import Example, by_length, read_examples
-from ._objective import VECTORS, Objective
+from ._objective import VECTORS, Objective, has_one_class
+from ._processes import process_count, run_processes, serve, tell
 from ._pruned_model import pruned_spec, save_model
 from ._relations import Projections
 from ._task_model import load_model, read_text
@@ -68,13 +71,33 @@ class Distill(Step):
     embeddings: bool = False
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
-        """The student with other weights."""
+        """The student with other weights; refuses a part of the loss that there is nothing for."""
+        student = inputs["student"]
+        if self.labels and not (student.task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION} and has_one_class(student)):
+            return Refusal(reason="labels are trained on where a text or a word has one class", hint="set compress.distill.labels = 0")
         if self.labels and not inputs["training"].facts.get("labelled"):
             return Refusal(reason="the training data have no labels", hint="set compress.distill.labels = 0, or give labelled data")
-        return inputs["student"]
+        if self.similarities and student.task not in VECTORS:
+            return Refusal(reason=f"the answers of {student.task} are no vectors that could be similar", hint="set compress.distill.similarities = 0")
+        architecture = ARCHITECTURES.get(student.architecture or "")
+        if self.relations and (architecture is None or architecture.heads is None):
+            return Refusal(reason=f"the attention of {student.architecture} is not described", hint="set compress.distill.relations = 0")
+        return student
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
-        """Train, and write the student as it was best."""
+        """Train, and write the student as it was best; in several processes where there are several GPUs, or Accelerate is told so."""
+        count = min(process_count(), self.batch)
+        if count == 1:
+            return self.train(inputs, out, context)
+        job = Job(step=self, inputs={name: (view.path, view.spec) for name, view in inputs.items()}, out=out, scratch=context.scratch,
+                  threads=max(1, context.threads // count), seed=context.seed)
+        path = context.scratch / "job.json"
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        context.report(None, f"starting {count} processes")
+        return Spec.model_validate(run_processes(__name__, path, count, context.threads, context.scratch / "processes.txt", context.report))
+
+    def train(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Train in this process, which may be one of several; the first one writes the student."""
         import torch
 
         torch.set_num_threads(context.threads)
@@ -87,10 +110,31 @@ class Distill(Step):
         trainer = Trainer(model, Schedule(self.epochs, self.batch, self.learning_rate, self.patience, self.seed), lessons.examples, context.scratch,
                           context.report)
         progress = trainer.run(lessons.loss, lessons.distance if lessons.development else None)
+        training = {"steps": progress.step, "of": trainer.steps, "history": progress.history, "restarts": progress.restarts}
+        if not trainer.accelerator.is_main_process:
+            return student.spec
         model = trainer.accelerator.unwrap_model(trainer.model).eval().cpu()
         save_model(model, student.path, out)
-        training = {"steps": progress.step, "of": trainer.steps, "history": progress.history, "restarts": progress.restarts}
         return pruned_spec(model, student.spec, out, training=training)
+
+
+class Job(Model):
+    """What a process of several has to do: a step with what it is given."""
+
+    step: Distill
+    inputs: dict[str, tuple[Path, Spec]]
+    out: Path
+    scratch: Path
+    threads: int
+    seed: int
+
+
+def work(path: Path) -> dict[str, Any]:
+    """Do a job; returns the spec of what came out."""
+    job = Job.model_validate_json(path.read_text(encoding="utf-8"))
+    context = Context(job.scratch, job.threads, job.seed, report=lambda fraction, message: tell(fraction=fraction, message=message))
+    inputs = {name: View(*given) for name, given in job.inputs.items()}
+    return job.step.train(inputs, job.out, context).model_dump(mode="json")
 
 
 def prepare(model: PreTrainedModel, *, embeddings: bool) -> None:
@@ -126,13 +170,15 @@ class Lessons:
 
     def _matched(self, examples: Sequence[Example], teacher: TeacherOutputs) -> list[Example]:
         found = [example for example in examples if example.row in teacher]
-        by_token = self._step.hidden or self._step.relations or self._objective.task not in VECTORS
-        for example in found if by_token else ():
-            theirs = {tuple(key) for key in teacher[example.row].anchors.tolist()}
-            # Where one of them cuts a long text earlier it has fewer words, but none that the other lacks.
-            if not (theirs <= example.anchors.keys() or example.anchors.keys() <= theirs):
+        by_token = self._objective.by_token
+        for example in found if self._step.hidden or self._step.relations or by_token else ():
+            if not same_words(example.anchors, map(tuple, teacher[example.row].anchors.tolist())):
                 raise CheckpointError("Teacher and student do not share a tokenizer.", why="they divide a text into other words",
-                                      hint="distil vectors or classes of texts alone: hidden = 0 and relations = 0 in [compress.distill]")
+                                      hint="take a student that was made from the teacher" if by_token else
+                                      "compare answers alone: hidden = 0 and relations = 0 in [compress.distill]")
+        if not found:
+            raise DataError("Teacher and student have no text in common.", why="each answers other rows of the data",
+                            hint="compute the teacher's outputs on the same data")
         return found
 
     def loss(self, model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
@@ -177,8 +223,8 @@ class Lessons:
             for batch in by_length(self.development, EVALUATION_BATCH):
                 answers, _ = self._objective.run(model, batch)
                 wanted, rows = self._answers(batch, self._judge)
-                total += len(batch) * self._objective.distance(answers[rows], wanted.to(answers.device)).item()
-                count += len(batch)
+                total += len(rows) * self._objective.distance(answers[rows], wanted.to(answers.device)).item()
+                count += len(rows)
         return total / count
 
     def _answers(self, batch: Sequence[Example], teacher: TeacherOutputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,10 +238,14 @@ class Lessons:
         wanted, start = [], 0
         rows: list[int] = []
         for example in batch:
-            theirs, own = teacher[example.row].answers, self._objective.count(example)
-            both = min(own, len(theirs))
-            wanted.append(theirs[:both])
-            rows += range(start, start + both)
+            lesson, own = teacher[example.row], self._objective.count(example)
+            if self._objective.at_anchors:
+                place = {key: number for number, key in enumerate(example.anchors)}
+                both = [(place[key], index) for index, key in enumerate(map(tuple, lesson.anchors.tolist())) if key in place]
+            else:
+                both = [(number, number) for number in range(min(own, len(lesson.answers)))]
+            wanted.append(lesson.answers[[theirs for _, theirs in both]])
+            rows += [start + mine for mine, _ in both]
             start += own
         return torch.from_numpy(np.concatenate(wanted)), torch.tensor(rows)
 
@@ -204,6 +254,17 @@ class Lessons:
         """Positions in the student's text, and indices among the teacher's anchors, of the tokens that both have."""
         pairs = [(example.anchors[key], index) for index, key in enumerate(map(tuple, anchors.tolist())) if key in example.anchors]
         return [own for own, _ in pairs], [index for _, index in pairs]
+
+
+def same_words(mine: Iterable[tuple[int, ...]], theirs: Iterable[tuple[int, ...]]) -> bool:
+    """Whether two tokenizers' anchors are those of the same words; where one of them cuts a long text earlier, it has fewer."""
+    texts = [sorted(keys) for keys in (mine, theirs)]
+    for text in (0, 1):
+        first, second = ([key for key in keys if key[0] == text] for keys in texts)
+        shorter = min(len(first), len(second))
+        if first[:shorter] != second[:shorter]:
+            return False
+    return True
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -217,3 +278,7 @@ def divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
     rows = found.shape[0] * found.shape[1]
     return functional.kl_div(found.log_softmax(dim=-1), wanted.log_softmax(dim=-1), log_target=True, reduction="sum") / rows
+
+
+if __name__ == "__main__":
+    sys.exit(serve(work, sys.argv[1:]))

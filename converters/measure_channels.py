@@ -82,6 +82,7 @@ class MeasureChannels(Step):
         checkpoint = inputs["checkpoint"]
         objective = Objective(checkpoint.spec, read_text(checkpoint.path))
         examples = evenly(read_examples(checkpoint, inputs["training"].path), self.examples)
+        model.requires_grad_(False)  # of the weights nobody asks
         generator = torch.Generator().manual_seed(context.seed)
         with ExitStack() as stack:
             factors = {name: [stack.enter_context(Factor(linear(place, channels.read_by[0]), width)) for place in channels.places(model)]

@@ -58,14 +58,16 @@ class MeasureLayers(Step):
         with torch.inference_mode():
             wanted = [objective.run(model, batch)[0] for batch in batches]
 
+            rows = sum(len(answers) for answers in wanted)
+
             def distance(without: int) -> float:
                 layers.keep(layer for layer in kept if layer != without)
-                found = [objective.distance(objective.run(model, batch)[0], answers).item() for batch, answers in zip(batches, wanted, strict=True)]
-                return sum(found) / len(found)
+                return sum(len(answers) / rows * objective.distance(objective.run(model, batch)[0], answers).item()
+                           for batch, answers in zip(batches, wanted, strict=True))
 
             while len(kept) > 1:
                 context.report(len(gone) / (len(layers) - 1), f"{len(kept)} layers left")
-                missed = {layer: distance(layer) for layer in kept}
+                missed = {layer: distance(layer) for layer in (kept if layers.differ else kept[-1:])}
                 least = min(missed, key=lambda layer: missed[layer])
                 kept.remove(least)
                 gone.append(least)
