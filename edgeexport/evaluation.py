@@ -17,7 +17,7 @@ from edgeexport.runner import host
 from edgeexport.runner.compatibility import oldest_admitted, problems
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
-from edgeexport.session.evidence import Answers
+from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.step import Refusal
 from edgeexport.verify.judge import Question, judge_lane
 from edgeexport.verify.lane_report import LaneReport
@@ -50,9 +50,10 @@ class Evaluation:
         return self.prepared.store.blob_path(self.entries[str(node)].artifact.tree[name])
 
     def answers(self, node: str | None) -> dict[str, Answers]:
-        """Data set → answers of a node that measured."""
-        tree = self.entries[str(node)].artifact.tree
-        return {name.removesuffix(".npz"): Answers.load(self.path(node, name)) for name in tree if name.endswith(".npz")}
+        """Data set → answers of a node that measured, in the order in which data sets judge: the probes first, which every build has."""
+        tree, resolved = self.entries[str(node)].artifact.tree, self.prepared.resolved
+        names = (*resolved.judging, untruncated(resolved.labelled))
+        return {name: Answers.load(self.path(node, f"{name}.npz")) for name in names if f"{name}.npz" in tree}
 
     def facts(self, node: str) -> dict[str, Any]:
         """What a node's step found out beside its artifact; empty where its result was dropped from the store, since nothing needs it."""
