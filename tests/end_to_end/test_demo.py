@@ -39,6 +39,7 @@ def test_every_lane_passes_and_says_where_it_was_run(demo: tuple[Cli, dict]) -> 
     assert {lane["lane"] for lane in report["lanes"]} == set(LANES)
     for lane in report["lanes"]:
         assert lane["verdict"] == "pass", lane["checks"]
+        assert lane["checks"][0]["name"] == "cosine, 5th percentile (probes)"  # what the terminal shows
         if report["host"].startswith("host x86-64"):
             assert "not run on aarch64" in lane["scope"]
     assert report["verdict"] == "pass"
