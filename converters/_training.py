@@ -115,6 +115,9 @@ class Trainer:
             StepFailed: the loss is no number again and again, also at a lower learning rate.
         """
         every = max(1, self.steps // EVALUATIONS)
+        if distance is not None and not self.progress.history:
+            # A model that training makes worse stays as it was.
+            self._improves(self._measured(distance))
         begun, first = time.monotonic(), self.progress.step
         while self.progress.step < self.steps:
             loss = self._step(loss_of)

@@ -1,8 +1,9 @@
 """Search for the smallest, fastest model that is still good enough. Each candidate is a recipe, and evaluating it is running its plan.
 
-Cheap candidates come first: INT8 alone, then a smaller vocabulary, then fewer layers and narrower ones, whose sizes are predicted before any
-work and which are trained for a short time each; the best of them is trained on. Everything that two candidates share is done once. What
-chooses are the development data; the evaluation data are read once, for the winner.
+Cheap candidates come first: INT8 alone, then what needs no training. From these it is known how bytes and milliseconds go with the shape, so
+that for each number of layers the widest model that should fulfil the wish is tried next, each trained for a short time; the best of them is
+trained for the rest of it. Everything that two candidates share is done once. What chooses are the development data; the evaluation data are
+read once, for the winner.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ from edgeexport.verify.lane_report import LaneReport
 
 # A text's training step costs forward and backward; an inference forward alone, in larger batches.
 TRAINING_COST = 3.5
-# Shares of layers and of their width that are tried.
+# Shares of the layers that are tried.
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)
-WIDTHS = (1.0, 0.75, 0.5)
-# Fewer tokens than this share of the vocabulary cut words of the user's own texts to pieces.
-LEAST_VOCABULARY = 0.2
+# A model of this width is timed, untrained, to know how latency goes with width.
+TIMED_WIDTH = 0.35
+# Narrower than this share of its heads and neurons, a layer is better left out.
+LEAST_WIDTH = 0.15
+# Shares of the vocabulary that are kept at least, each a way to divide the bytes between tokens and layers. With fewer tokens than the least,
+# words of the user's own texts are cut to pieces.
+VOCABULARIES = (0.6, 0.3)
+# Predicted speed may be missed by about as much as two measurements of one model differ.
+SPEED_MARGIN = 1.05
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
-TRYING = 0.35
+TRYING = 0.3
 LEAST_EPOCHS = 0.5
 
 
@@ -48,13 +55,24 @@ class Wish(Model):
         max_size_mb: of each lane's file, in MB of 10^6 bytes; None for no limit.
         max_drop: of the task metric on the development data, as a share.
         min_speedup: of each lane against its float32 form, at the shortest and the longest length; None for no limit.
+        lane_speedups: the same for single lanes, in place of `min_speedup`.
         minutes: for search and training.
     """
 
     max_size_mb: float | None
     max_drop: float
     min_speedup: float | None
+    lane_speedups: dict[str, float] = {}
     minutes: float
+
+    def speedup(self, lane: str) -> float | None:
+        """What is wanted of a lane; None for no limit."""
+        return self.lane_speedups.get(lane, self.min_speedup)
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether a speed is wanted at all."""
+        return self.min_speedup is not None or bool(self.lane_speedups)
 
 
 class Candidate(Model):
@@ -113,7 +131,8 @@ class Trial(Model):
         lanes: what came out in each required lane.
         misses: what of the wish it does not fulfil, in words; empty where it fulfils all.
         shortfall: how far it is from the wish: 0 where it is fulfilled, 1 where a limit is missed by its own size.
-        seconds: that it took.
+        seconds: that it took, training included.
+        training_seconds: of them, for training.
     """
 
     candidate: Candidate
@@ -121,6 +140,7 @@ class Trial(Model):
     misses: tuple[str, ...]
     shortfall: float
     seconds: float
+    training_seconds: float = 0.0
 
     @property
     def size(self) -> int:
@@ -178,9 +198,8 @@ class Search:
         """
         self._begun = time.monotonic()
         self._float32 = self._float32_latencies()
-        whole = Candidate(parameters=self._parameters)
-        if not self._try(whole):
-            for candidate in self._untrained(whole):
+        if not self._try(Candidate(parameters=self._parameters)):
+            for candidate in self._untrained():
                 if self._try(candidate):
                     break
             else:
@@ -221,66 +240,100 @@ class Search:
         besides = self.trials[0].size - self._parameters if self.trials else 0
         return self.wish.max_size_mb * 1e6 - besides
 
-    def _with_vocabulary(self, candidate: Candidate) -> Candidate | None:
-        """The candidate with as many tokens as fit; None where too few would."""
+    def _with_vocabulary(self, candidate: Candidate) -> Candidate:
+        """The candidate with as many tokens as fit."""
         if candidate.parameters <= self._room:
             return candidate
         vocabulary, width = self._shape("vocabulary"), self._shape("embedding_width")
         kept = vocabulary - math.ceil((candidate.parameters - self._room) / max(width, 1))
-        if kept < LEAST_VOCABULARY * vocabulary:
-            return None
         return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - (vocabulary - kept) * width})
 
-    def _untrained(self, whole: Candidate) -> Iterator[Candidate]:
-        """Candidates that need no training: a smaller vocabulary alone."""
-        smaller = self._with_vocabulary(whole)
-        if smaller is not None and smaller != whole and self.wish.min_speedup is None:
+    def _fits(self, candidate: Candidate) -> bool:
+        """Whether it keeps enough tokens."""
+        return candidate.vocabulary is None or candidate.vocabulary >= min(VOCABULARIES) * self._shape("vocabulary")
+
+    def _shaped(self, layers: int, width: float) -> Candidate:
+        """A candidate of so many layers, each of a share of its heads and neurons, and as many tokens as fit."""
+        whole, inside = self._shape("layers"), self._shape("layer_parameters")
+        # Heads and neurons scale what lies in attention and in feed-forward networks alike.
+        compute = layers / whole * width
+        return self._with_vocabulary(Candidate(layers=layers if layers < whole else None, width=width, compute=compute,
+                                               parameters=self._parameters - inside + round(inside * compute)))
+
+    def _untrained(self) -> Iterator[Candidate]:
+        """Candidates that need no training: a smaller vocabulary alone; where speed is wanted, also a narrow model, whose speed tells that of
+        others."""
+        layers = self._shape("layers")
+        smaller = self._shaped(layers, 1.0)
+        if smaller.vocabulary is not None and self._fits(smaller) and not self.wish.for_speed:
             yield smaller
+        if self.wish.for_speed and layers:
+            yield self._shaped(layers, TIMED_WIDTH)
 
     def _structures(self) -> list[Candidate]:
-        """Fewer layers and narrower ones that should fulfil the wish, first what keeps most."""
-        layers, inside = self._shape("layers"), self._shape("layer_parameters")
-        slowest = self.trials[0].speedup
-        found = []
-        for depth in DEPTHS:
-            for width in WIDTHS:
-                count = max(1, round(depth * layers))
-                compute = count / layers * width
-                if (count, width) == (layers, 1.0):
+        """What to train: for each number of layers the widest that should fulfil the wish, with more tokens and with fewer."""
+        layers, found = self._shape("layers"), []
+        for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS if layers):
+            for share in VOCABULARIES:
+                width = min(1.0, self._widest_by_speed(count / layers), self._widest_by_size(count / layers, share))
+                candidate = self._shaped(count, math.floor(width * 100) / 100)
+                if width >= LEAST_WIDTH and self._fits(candidate) and candidate.section.changes_model and candidate not in found:
+                    found.append(candidate)
+        return sorted(found, key=lambda candidate: (-round(candidate.compute, 1), -(candidate.layers or layers)))
+
+    def _widest_by_size(self, depth: float, share: float) -> float:
+        """The width at which a share of the vocabulary fits; more than 1 where there is room left."""
+        tokens = round((1 - share) * self._shape("vocabulary")) * self._shape("embedding_width")
+        inside = self._shape("layer_parameters")
+        return (self._room - (self._parameters - inside - tokens)) / max(1.0, inside * depth)
+
+    def _widest_by_speed(self, depth: float) -> float:
+        """The width at which every lane should be as fast as wanted, at its shortest and at its longest length.
+
+        A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both.
+        """
+        whole, narrow = self.trials[0], next((trial for trial in self.trials if trial.candidate.layers is None and trial.candidate.width < 1), None)
+        widest = math.inf
+        for number, lane in enumerate(whole.lanes):
+            wanted = self.wish.speedup(lane.lane)
+            for length in lane.speedup:
+                if wanted is None:
                     continue
-                # Heads and neurons scale what lies in attention and in feed-forward networks alike.
-                parameters = self._parameters - inside + round(inside * compute)
-                candidate = Candidate(layers=count if count < layers else None, width=width, parameters=parameters, compute=compute)
-                if self.wish.min_speedup is not None and slowest / compute < self.wish.min_speedup:
-                    continue
-                fitting = self._with_vocabulary(candidate)
-                if fitting is not None:
-                    found.append(fitting)
-        return sorted(found, key=lambda candidate: (-candidate.compute, candidate.layers or layers))
+                full = lane.latency_ms[length]
+                slope = full
+                if narrow is not None:
+                    slope = max(1e-9, full - narrow.lanes[number].latency_ms[length]) / (1 - narrow.candidate.width)
+                wanted_ms = self._float32[lane.lane][length] / (SPEED_MARGIN * wanted)
+                widest = min(widest, (wanted_ms / depth - (full - slope)) / slope)
+        return widest
 
     def _train(self) -> None:
         """Train the largest structures for a short time each, and the best of them for the rest."""
         shortlist = self._structures()[:SHORTLIST]
         if not shortlist:
             return
+        # Evaluating takes each candidate as long as it took the first, and the winner once more.
+        evaluating = self.trials[0].seconds
+        left = self._left() - evaluating
         rate = self._epoch_seconds(shortlist[0])
-        left = self._left()
-        tried = []
+        tried: list[Trial] = []
         for candidate in shortlist:
-            epochs = max(LEAST_EPOCHS, round(TRYING * left / len(shortlist) / (rate * candidate.compute), 1))
-            if self._left() < rate * candidate.compute * LEAST_EPOCHS:
+            seconds = TRYING * left / len(shortlist) - evaluating
+            epochs = max(LEAST_EPOCHS, seconds / (rate * candidate.compute))
+            if self._left() < LEAST_EPOCHS * rate * candidate.compute + evaluating:
                 break
             known = len(self.trials)
-            if self._try(candidate.model_copy(update={"epochs": epochs})):
+            if self._try(candidate.model_copy(update={"epochs": round(epochs, 1)})):
                 return
-            tried += self.trials[known:]
+            for trial in self.trials[known:]:
+                tried.append(trial)
+                rate = trial.training_seconds / (trial.candidate.epochs * trial.candidate.compute)
+                evaluating = trial.seconds - trial.training_seconds
         if not tried:
             return
         best = min(tried, key=lambda trial: (trial.shortfall, -trial.quality))
-        # What training really took, evaluation included, says how far the rest of the time goes.
-        overhead = 0.25 * best.seconds
-        per_epoch = max(best.seconds - overhead, 1.0) / best.candidate.epochs
-        epochs = round((self._left() - overhead) / per_epoch, 1)
+        per_epoch = best.training_seconds / best.candidate.epochs
+        epochs = round((self._left() - 2 * evaluating) / per_epoch, 1)
         if epochs > best.candidate.epochs:
             self._try(best.candidate.model_copy(update={"epochs": epochs}))
 
@@ -316,7 +369,10 @@ class Search:
         reports = [evaluation.report(plan) for plan in evaluation.lanes if plan.variant is not None and plan.lane.required]
         lanes = tuple(self._lane(report) for report in reports)
         misses, shortfall = self._misses(lanes)
-        trial = Trial(candidate=candidate, lanes=lanes, misses=misses, shortfall=shortfall, seconds=time.monotonic() - begun)
+        training = sum(evaluation.entries[node.id].run.seconds for node in evaluation.prepared.plan.nodes.values()
+                       if node.step.name == "distill" and node.id in evaluation.ran)
+        trial = Trial(candidate=candidate, lanes=lanes, misses=misses, shortfall=shortfall, seconds=time.monotonic() - begun,
+                      training_seconds=training)
         self.trials.append(trial)
         self.announce(trial)
         return not misses
@@ -329,7 +385,7 @@ class Search:
         latency = {length: times["p50"] for length, times in report.speed.latency_ms.items()} if report.speed else {}
         base = self._float32[report.lane]
         return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
-                         speedup={length: base[length] / latency[length] for length in (min(latency), max(latency))},
+                         speedup={length: base[length] / latency[length] for length in sorted({min(latency), max(latency)})},
                          metric=result.lane, reference=result.reference, drop=result.drop)
 
     def _misses(self, lanes: Sequence[LaneTrial]) -> tuple[tuple[str, ...], float]:
@@ -342,10 +398,11 @@ class Search:
             if lane.drop.value > self.wish.max_drop:
                 misses.append(f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.wish.max_drop:g}")
                 shortfall += (lane.drop.value - self.wish.max_drop) / max(lane.reference.value, 1e-9)
-            slowest = min(lane.speedup.values())
-            if self.wish.min_speedup is not None and slowest < self.wish.min_speedup:
-                misses.append(f"{lane.lane}: {slowest:.2f} times as fast as float32, less than {self.wish.min_speedup:g}")
-                shortfall += 1 - slowest / self.wish.min_speedup
+            wanted = self.wish.speedup(lane.lane)
+            for length, speedup in lane.speedup.items():
+                if wanted is not None and speedup < wanted:
+                    misses.append(f"{lane.lane}: {speedup:.2f} times as fast as float32 at {length} tokens, less than {wanted:g}")
+                    shortfall += (1 - speedup / wanted) / len(lane.speedup)
         return tuple(misses), shortfall
 
     def _float32_latencies(self) -> dict[str, dict[int, float]]:

@@ -13,7 +13,7 @@ from edgeexport.cli.build import default_limits, show_built
 from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_source
 from edgeexport.cli.progress import show_progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json
-from edgeexport.errors import EXIT_FAIL
+from edgeexport.errors import EXIT_FAIL, UnknownName
 from edgeexport.prepare import prepare
 from edgeexport.report.model import SearchReport, interval_text
 from edgeexport.store import Store
@@ -21,12 +21,24 @@ from edgeexport.target import load_target
 from edgeexport.tune import Search, Trial, Wish, on_development, write_recipe
 
 
+class Speedup(click.ParamType[tuple[str | None, float]]):
+    """A factor for all lanes, or ``LANE=FACTOR`` for one."""
+
+    name = "speedup"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
+        """Lane, None for all, and factor."""
+        lane, _, factor = value.rpartition("=")
+        return lane or None, click.FloatRange(min=0, min_open=True)(factor, param, ctx)
+
+
 @click.command("tune")
 @model_options
 @click.option("--max-size-mb", type=click.FloatRange(min=0, min_open=True), help="Largest file of a lane, in MB.")
 @click.option("--max-drop", type=click.FloatRange(0, 1), default=0.02, show_default=True,
               help="Largest loss of the task metric on the development data, as a share; 0.02 is 2 points.")
-@click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="Least speed of each lane against its float32 form.")
+@click.option("speedups", "--min-speedup", type=Speedup(), multiple=True, metavar="[LANE=]FACTOR",
+              help="Least speed of each lane against its float32 form, at the shortest and the longest length; LANE= for one lane alone.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Time for search and training.")
 @click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at once; default: one per core, up to 4.")
 @click.option("--memory-mb", type=click.IntRange(500), help="Memory for all steps together; default: 80 % of what is there.")
@@ -34,21 +46,26 @@ from edgeexport.tune import Search, Trial, Wish, on_development, write_recipe
               help="Where the winner's bundle goes, and its recipe.")
 @json_option
 def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None, max_length: int | None,
-                 trusted: bool, max_size_mb: float | None, max_drop: float, min_speedup: float | None, minutes: float, jobs: int | None,
-                 memory_mb: int | None, directory: Path, as_json: bool) -> int:
+                 trusted: bool, max_size_mb: float | None, max_drop: float, speedups: tuple[tuple[str | None, float], ...], minutes: float,
+                 jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
     """Search for a smaller and faster model that is still good enough.
 
     Candidates (a smaller vocabulary, fewer layers, heads and neurons, trained towards the original) are chosen on the recipe's development
     data. The winner becomes a recipe, and is built and judged on the evaluation data, once.
     """
     profiles = [load_target(name) for name in dict.fromkeys(targets)]
+    lanes = {lane.name for profile in profiles for lane in profile.lanes}
+    for lane, _ in speedups:
+        if lane is not None and lane not in lanes:
+            raise UnknownName.among("lane", lane, lanes)
     chosen = choose_recipe(model, recipe, task, max_length, announce=not as_json)
     limits = default_limits(jobs, memory_mb)
     store = Store()
     with store.in_use():
         prepared = prepare(chosen, profiles, store, texts, trusted=trusted)
         tell_of_source(prepared)
-        wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=min_speedup, minutes=minutes)
+        wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=dict(speedups).get(None), minutes=minutes,
+                    lane_speedups={lane: factor for lane, factor in speedups if lane is not None})
         with show_progress() as progress:
             search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)))
             best = search.run()
