@@ -1,4 +1,4 @@
-"""The ranges of a TFLite model's activations over calibration data: streamed, in a memory that does not grow with the data.
+"""The ranges of activations over calibration data: streamed, in a memory that does not grow with the data.
 
 Of each tensor a histogram is kept. When a value lies beyond its ends, neighbouring bins are joined until it reaches so far, as TensorRT and
 onnxruntime do. From the histogram the range is read that loses least by one of the known criteria.
@@ -6,13 +6,13 @@ onnxruntime do. From the histogram the range is read that loses least by one of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-Method = Literal["minmax", "percentile", "entropy"]
+from edgeexport.policy import Ranges
+
 BINS = 2048
 LEVELS = 256
 # Share of all values that a percentile range covers; the rest is cut at both ends alike. Source: onnxruntime's PercentileCalibrater, 99.999.
@@ -45,7 +45,7 @@ class Histogram:
         places = ((values + self._reach) * (BINS / (2 * self._reach))).astype(np.int32)
         self._counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
-    def range(self, method: Method) -> tuple[float, float]:
+    def range(self, method: Ranges) -> tuple[float, float]:
         """The smallest and largest value to be told apart; 0 lies between them."""
         if not self._counts.any():
             return 0.0, 0.0
@@ -84,30 +84,19 @@ class Histogram:
         return limit
 
 
-def activation_ranges(path: Path, data: Mapping[str, Iterable[Mapping[str, np.ndarray]]], tensors: Mapping[int, Iterable[str]], method: Method,
-                      threads: int) -> dict[str, dict[str, Any]]:
-    """Tensor → ``min`` and ``max``, as ai-edge-quantizer takes them.
+def save_histograms(histograms: Mapping[str, Histogram], path: Path) -> None:
+    """Write the histograms of tensors, by their names."""
+    names = list(histograms)
+    np.savez_compressed(path, names=np.array(names, dtype=np.str_),
+                        counts=np.stack([histograms[name]._counts for name in names]) if names else np.zeros((0, BINS), np.int64),
+                        ends=np.array([(histograms[name]._reach, histograms[name].low, histograms[name].high) for name in names]).reshape(-1, 3))
 
-    Args:
-        path: the float32 model.
-        data: signature → inputs.
-        tensors: number of a subgraph → names of its tensors that are to be measured.
-        method: how a range is read from the values that were seen.
-        threads: threads of an operator.
-    """
-    from ai_edge_litert.interpreter import Interpreter
 
-    # Only so does the runtime keep what lies between operators; its other kernels would overwrite it.
-    interpreter = Interpreter(str(path), num_threads=threads, experimental_preserve_all_tensors=True)
+def load_histograms(path: Path) -> dict[str, Histogram]:
+    """What :func:`save_histograms` wrote."""
     found: dict[str, Histogram] = {}
-    for signature, inputs in data.items():
-        runner = interpreter.get_signature_runner(signature)
-        graph = runner._subgraph_index
-        wanted = set(tensors.get(graph, ()))
-        places = {detail["name"]: detail["index"] for detail in interpreter.get_tensor_details(graph) if detail["name"] in wanted}
-        for feeds in inputs:
-            runner(**feeds)
-            for name, place in places.items():
-                found.setdefault(name, Histogram()).add(interpreter.get_tensor(place, graph).ravel())
-    ranges = {name: histogram.range(method) for name, histogram in found.items()}
-    return {name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)} for name, (low, high) in ranges.items()}
+    with np.load(path, allow_pickle=False) as data:
+        for name, counts, (reach, low, high) in zip(data["names"].tolist(), data["counts"], data["ends"].tolist(), strict=True):
+            histogram = found[name] = Histogram()
+            histogram._counts, histogram._reach, histogram.low, histogram.high = counts, reach, low, high
+    return found

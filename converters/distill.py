@@ -16,6 +16,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES
 from ._examples import Example, by_length, read_examples
+from ._fake_quantization import rounded
 from ._objective import VECTORS, Objective, has_one_class
 from ._processes import process_count, run_processes, serve, tell
 from ._pruned_model import pruned_spec, save_model
@@ -45,6 +46,7 @@ class Distill(Step):
         hidden_after: after which shares of the layers hidden states are compared; as the teacher's outputs hold them.
         epochs, batch, learning_rate, patience, seed: see :class:`Schedule`.
         embeddings: whether the table of token vectors is trained too.
+        quantization_aware: whether linear layers compute with rounded numbers; see :mod:`._fake_quantization`.
 
     Source: the losses are those of DistilBERT (V. Sanh and others, 2019), TinyBERT (X. Jiao and others, 2020), MiniLMv2 (W. Wang and others,
     2021) and of "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation" (S. Hofstätter and others, 2020).
@@ -69,6 +71,7 @@ class Distill(Step):
     patience: int = Field(4, ge=1)
     seed: int = 0
     embeddings: bool = False
+    quantization_aware: bool = False
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """The student with other weights; refuses a part of the loss that there is nothing for."""
@@ -109,7 +112,8 @@ class Distill(Step):
         prepare(model, embeddings=self.embeddings)
         trainer = Trainer(model, Schedule(self.epochs, self.batch, self.learning_rate, self.patience, self.seed), lessons.examples, context.scratch,
                           context.report)
-        progress = trainer.run(lessons.loss, lessons.distance if lessons.development else None)
+        with rounded(model) if self.quantization_aware else nullcontext():
+            progress = trainer.run(lessons.loss, lessons.distance if lessons.development else None)
         training = {"steps": progress.step, "of": trainer.steps, "history": progress.history, "restarts": progress.restarts}
         if not trainer.accelerator.is_main_process:
             return student.spec

@@ -12,15 +12,16 @@ import numpy as np
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session import tasks
+from edgeexport.session.payload import LoadedModel
+from edgeexport.session.run_onnxruntime import OnnxModel
 from edgeexport.session.run_tflite import TfliteModel
 from edgeexport.session.tasks import Head
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._activation_ranges import activation_ranges
 from ._examples import Example, evenly, read_examples
+from ._quantization import QUANTIZATIONS, Operator
 from ._task_model import read_text
-from ._tflite_file import mapped
-from .quantize_tflite import ChosenOperator, activations_of, by_signature, chosen_operators, quantized
+from .measure_ranges import read_ranges
 
 SENSITIVITY_FILE = "sensitivity.json"
 RUNTIME = "ai_edge_litert.interpreter"
@@ -36,9 +37,8 @@ class MeasureSensitivity(Step):
 
     name: ClassVar[str] = "measure_sensitivity"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "model": frozenset({Kind.TFLITE}), "checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
-    backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers")
-    extra: ClassVar[str | None] = "tflite"
+        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+    backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers", "onnxruntime", "onnx")
     seconds_guess: ClassVar[float] = 120.0
 
     policy: Policy
@@ -51,22 +51,19 @@ class MeasureSensitivity(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Write for each group its name, its scheme, its weights, and how far the answers move, most sensitive first."""
         path, spec = inputs["model"]
-        file = path / "model.tflite"
-        chosen = list(chosen_operators(mapped(file), self.policy))
-        ranges = None
-        if any(each.scheme == "static" for each in chosen):
-            context.report(None, "measuring activation ranges")
-            ranges = activation_ranges(file, by_signature(inputs, spec.lengths), activations_of(chosen), self.policy.ranges, context.threads)
+        quantization = QUANTIZATIONS[spec.kind]
+        file = path / quantization.file
+        ranges = read_ranges(inputs, self.policy)
         judge = _Judge(inputs, spec.lengths, self.examples, context.threads)
         wanted = judge.numbers(file)
-        groups: dict[str, list[ChosenOperator]] = {}
-        for each in chosen:
+        groups: dict[str, list[Operator]] = {}
+        for each in quantization.chosen_operators(file, self.policy):
             groups.setdefault(each.group, []).append(each)
         found = []
-        trial = context.scratch / "trial.tflite"
+        trial = context.scratch / quantization.file
         for number, (name, members) in enumerate(groups.items()):
             context.report(number / len(groups), name)
-            trial.write_bytes(quantized(file, members, ranges))
+            quantization.quantize(file, members, ranges, trial)
             scopes = {each.scope: each.weights for each in members}
             found.append({"match": name, "scheme": members[0].scheme, "distance": judge.distance(wanted, judge.numbers(trial)),
                           "weights": sum(scopes.values()) // max(1, len(spec.lengths))})
@@ -83,14 +80,15 @@ class _Judge:
         checkpoint = inputs["checkpoint"]
         self._text, self._lengths, self._threads = read_text(checkpoint.path), lengths, threads
         self._head = Head(checkpoint.spec.require_task().value, tuple(checkpoint.spec.facts["labels"]), checkpoint.spec.facts["problem_type"])
-        self._examples: list[Example] = evenly(read_examples(checkpoint, inputs["calibration"].path, lengths[-1]), examples)
+        longest = lengths[-1] if lengths else None
+        self._examples: list[Example] = evenly(read_examples(checkpoint, inputs["calibration"].path, longest), examples)
 
     def numbers(self, file: Path) -> list[np.ndarray]:
         """The numbers of each text's answer: float32 [positions, values]."""
-        model = TfliteModel(file, self._threads, RUNTIME)
+        model: LoadedModel = TfliteModel(file, self._threads, RUNTIME) if self._lengths else OnnxModel(file, self._threads)
         found = []
         for example in self._examples:
-            length = next(length for length in self._lengths if length >= example.length)
+            length = next((length for length in self._lengths if length >= example.length), example.length)
             outputs = model.run(example.encoded.feeds(self._text, length))
             found.append(np.array(tasks.numbers(self._head, self._text, example.encoded, outputs)))
         return found

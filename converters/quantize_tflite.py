@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
+from typing import ClassVar
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.errors import RecipeError
-from edgeexport.policy import Policy, Scheme
-from edgeexport.session.run_tflite import SIGNATURE_PREFIX
+from edgeexport.policy import Policy
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._activation_ranges import activation_ranges
-from ._calibration import calibration_feeds
-from ._overrides import Matcher
-from ._tflite_file import compact, mapped
-
-# What is computed with weights: this a scheme takes, and what is missing stays float. Of static operators the same: a layer normalization
-# or a softmax of 8-bit numbers destroys the answer (MiniLM, cosine to float32: 0.32 with all operators static, 0.953 so), and costs little.
-# An override ``op:NAME`` takes operators of any type.
-WEIGHTED = frozenset({"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP"})
-# Rows are looked up, not multiplied: there is no activation whose range could be static.
-LOOKUP = "EMBEDDING_LOOKUP"
+from ._tflite_quantization import chosen_operators, quantize
+from .measure_ranges import read_ranges
 
 
 class QuantizeTflite(Step):
@@ -53,156 +38,8 @@ class QuantizeTflite(Step):
         return model.model_copy(update={"precision": self.precision, "bytes": size, "facts": {}})
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
-        """Quantize, then share what signatures have in common."""
-        path, spec = inputs["model"]
-        chosen = list(chosen_operators(mapped(path / "model.tflite"), self.policy))
-        ranges = None
-        if any(operator.scheme == "static" for operator in chosen):
-            context.report(None, "measuring activation ranges")
-            ranges = activation_ranges(path / "model.tflite", by_signature(inputs, spec.lengths), activations_of(chosen), self.policy.ranges,
-                                       context.threads)
+        """Quantize every operator that the policy does not leave in float."""
+        path = inputs["model"].path / "model.tflite"
         context.report(None, f"quantizing ({self.precision})")
-        model = quantized(path / "model.tflite", chosen, ranges)
-        context.report(None, "sharing tables")
-        (out / "model.tflite").write_bytes(compact(model))
+        quantize(path, chosen_operators(path, self.policy), read_ranges(inputs, self.policy), out / "model.tflite")
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
-
-
-class ChosenOperator(NamedTuple):
-    """An operator that is not left in float.
-
-    Attributes:
-        operator: its type.
-        scope: the name by which the quantizer knows it.
-        scheme: how it is computed.
-        group: what an override calls it: the module that holds its weights, or ``op:NAME`` of one without.
-        weights: how many weights it multiplies an activation with; 0 where it looks rows up or has none.
-        graph: number of its subgraph.
-        activations: names of the tensors of floating point that it reads and writes, constants left out.
-    """
-
-    operator: str
-    scope: str
-    scheme: Scheme
-    group: str
-    weights: int
-    graph: int
-    activations: tuple[str, ...]
-
-
-def chosen_operators(data: bytes | mmap.mmap, policy: Policy) -> Iterator[ChosenOperator]:
-    """The operators of a model that a policy does not leave in float, signature by signature.
-
-    Raises:
-        RecipeError: an override matches no operator.
-
-    Source: ai-edge-quantizer's recipe_manager and get_op_scope.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as names
-
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
-    matcher = Matcher(policy)
-    for number, graph in enumerate(model.subgraphs):
-        for operator in graph.operators:
-            known = names.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
-            if known is None:
-                continue  # nothing that can be quantized
-            constants = [graph.tensors[i] for i in operator.inputs if i >= 0 and model.buffers[graph.tensors[i].buffer].data is not None]
-            tensors = [*constants, *(graph.tensors[i] for i in operator.outputs)]
-            scheme, by_type = matcher.scheme(known.value, {name for tensor in tensors for name in spellings(tensor.name.decode())})
-            if scheme == "static" and known.value == LOOKUP:
-                scheme = "dynamic"
-            if scheme != "float" and (by_type or known.value in WEIGHTED):
-                matrix = next((tensor for tensor in constants if len(tensor.shape) > 1), None)
-                module = module_of(matrix.name.decode()) if matrix is not None and known.value in WEIGHTED else None
-                multiplied = int(np.prod(matrix.shape)) if matrix is not None and module and known.value != LOOKUP else 0
-                around = [graph.tensors[i] for i in (*operator.inputs, *operator.outputs) if i >= 0]
-                activations = tuple(tensor.name.decode() for tensor in around
-                                    if tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is None)
-                yield ChosenOperator(known.value, names.get_op_scope(operator, graph.tensors), scheme, module or f"op:{known.value}", multiplied,
-                                     number, activations)
-    matcher.require_used()
-
-
-def quantized(path: Path, chosen: Iterable[ChosenOperator], ranges: Any = None) -> bytes | bytearray:
-    """The model in a file with operators computed as chosen.
-
-    Args:
-        path: the float32 model.
-        chosen: the operators that are not left in float.
-        ranges: of the activations, from :func:`activation_ranges`, where one is static.
-
-    Raises:
-        RecipeError: the quantizer has no such form of an operator.
-    """
-    chosen = list(chosen)
-    if not chosen:
-        return path.read_bytes()
-    return _told(path, chosen).quantize(ranges).quantized_model  # type: ignore[no-any-return]
-
-
-def activations_of(chosen: Iterable[ChosenOperator]) -> dict[int, set[str]]:
-    """Subgraph → names of the tensors whose ranges static operators need."""
-    found: dict[int, set[str]] = {}
-    for each in chosen:
-        if each.scheme == "static":
-            found.setdefault(each.graph, set()).update(each.activations)
-    return found
-
-
-def _told(path: Path, chosen: Iterable[ChosenOperator]) -> Any:
-    """A quantizer that knows how each operator is computed."""
-    from ai_edge_quantizer import quantizer
-
-    tool = quantizer.Quantizer(str(path))
-    scopes: dict[tuple[Scheme, str], list[str]] = {}
-    for each in chosen:
-        scopes.setdefault((each.scheme, each.operator), []).append(each.scope)
-    for (scheme, operator), names in scopes.items():
-        apply_scheme(tool, f"^(?:{'|'.join(map(re.escape, dict.fromkeys(names)))})$", operator, scheme)
-    return tool
-
-
-def module_of(name: str) -> str | None:
-    """The path of the module that holds a tensor of weights; None of a tensor that is not a module's."""
-    plain = re.sub(r"[;#][0-9;#]*$", "", name)
-    return plain.removesuffix(".weight") if plain.endswith(".weight") else None
-
-
-def spellings(name: str) -> set[str]:
-    """What an override may call a tensor: its name as it stands, its module, and the name without the numbers that keep names apart."""
-    plain = re.sub(r"[;#][0-9;#]*$", "", name)
-    return {name, plain, plain.removesuffix(".weight")}
-
-
-def apply_scheme(tool: Any, regex: str, operator: str, scheme: Scheme) -> None:
-    """Tell the quantizer how to compute the operators that match.
-
-    Raises:
-        RecipeError: it has no such form of the operator.
-    """
-    try:
-        if scheme == "dynamic":
-            tool.add_dynamic_config(regex, operator, num_bits=8)
-        elif scheme == "weight-only":
-            tool.add_weight_only_config(regex, operator, num_bits=8)
-        else:
-            tool.add_static_config(regex, operator, activation_num_bits=8, weight_num_bits=8)
-    except ValueError as exc:
-        raise RecipeError(f"TFLite's quantizer cannot make {operator} {scheme}.", why=str(exc).splitlines()[0][:200],
-                          hint=f"take op:{operator} out of the overrides") from exc
-
-
-def by_signature(inputs: Mapping[str, View], lengths: tuple[int, ...]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """The calibration data for each signature: the texts that it will serve, or where there are none all of them, cut to its length.
-
-    Every signature needs some, since its activations are tensors of their own.
-    """
-    feeds = calibration_feeds(inputs["checkpoint"], inputs["calibration"].path, lengths)
-    found: dict[str, list[dict[str, np.ndarray]]] = {}
-    for length in lengths:
-        served = [feed for feed in feeds if feed["input_ids"].shape[1] == length]
-        chosen = served or calibration_feeds(inputs["checkpoint"], inputs["calibration"].path, (length,))
-        found[f"{SIGNATURE_PREFIX}{length}"] = [{name: value.astype(np.int32) for name, value in feed.items()} for feed in chosen]
-    return found

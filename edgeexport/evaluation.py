@@ -19,6 +19,7 @@ from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.step import Refusal
+from edgeexport.store import Entry
 from edgeexport.verify.judge import Question, judge_lane
 from edgeexport.verify.lane_report import LaneReport
 
@@ -57,9 +58,17 @@ class Evaluation:
 
     def facts(self, node: str) -> dict[str, Any]:
         """What a node's step found out beside its artifact; empty where its result was dropped from the store, since nothing needs it."""
-        planned = self.prepared.plan.nodes[node]
-        entry = self.entries.get(node) or self.prepared.store.find(planned.step.name, planned.key)
+        entry = self._entry(node)
         return entry.artifact.spec.facts | {"parameters": entry.artifact.spec.parameters} if entry is not None else {}
+
+    def seconds(self, node: str) -> float:
+        """How long a node's step took, whenever it ran; 0 where its result was dropped from the store."""
+        entry = self._entry(node)
+        return entry.run.seconds if entry is not None else 0.0
+
+    def _entry(self, node: str) -> Entry | None:
+        planned = self.prepared.plan.nodes[node]
+        return self.entries.get(node) or self.prepared.store.find(planned.step.name, planned.key)
 
     @cached_property
     def question(self) -> Question:

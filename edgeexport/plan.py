@@ -246,9 +246,15 @@ def _quantize(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, exp
         if "calibration" not in resolved.datasets:
             return Refusal(reason=f"{precision} needs texts to measure activation ranges on",
                            hint="add [data.calibration] to the recipe, or choose a dynamic precision")
-        inputs |= {"checkpoint": checkpoint, "calibration": "@calibration"}
+        inputs["ranges"] = plan_ranges(graph, exported, checkpoint, policy, lane.format)
     name = f"quantize_{lane.format}"
     return graph.add(f"{name}[{precision}]", make_step(name, precision=precision, policy=policy), inputs)
+
+
+def plan_ranges(graph: Graph, exported: str, checkpoint: str, policy: Policy, model_format: str) -> str:
+    """The node that measures the ranges of a static policy's activations."""
+    return graph.must(f"measure_ranges[{model_format}]", make_step("measure_ranges", policy=policy.measured),
+                      {"model": exported, "checkpoint": checkpoint, "calibration": "@calibration"})
 
 
 def buckets(resolved: Resolved) -> tuple[int, ...]:

@@ -17,8 +17,7 @@ class Override(Model):
     Attributes:
         match: a shell pattern, tried on the path of an operator's module, such as ``*.layer.0.*`` or ``classifier``, and on the names of its
             weights and outputs; ``op:NAME`` matches every operator of that type, ``op:*`` every operator. One that matches nothing is an error.
-        scheme: how those operators are computed. In one file all operators that are not ``float`` have the default scheme, but
-            ``static`` may be mixed with ``dynamic``.
+        scheme: how those operators are computed. ``static`` and ``dynamic`` may be mixed in one file.
     """
 
     match: str
@@ -42,6 +41,11 @@ class Policy(Model):
     def needs_calibration(self) -> bool:
         """Whether some operator has a static activation scale, which must be measured on data."""
         return self.default == "static" or any(override.scheme == "static" for override in self.overrides)
+
+    @property
+    def measured(self) -> Policy:
+        """The policy for which activations are measured: the same for all that differ only by operators made less static."""
+        return Policy(default=self.default, overrides=tuple(override for override in self.overrides if override.scheme == "static"))
 
 
 PRESETS: dict[str, dict[str, Policy]] = {

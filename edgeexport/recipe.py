@@ -80,6 +80,7 @@ class DistillSection(Model):
     patience: int = Field(4, ge=1, description="End after so many evaluations on the development data without progress.")
     seed: int = 0
     embeddings: bool = Field(False, description="Train the table of token vectors too.")
+    quantization_aware: bool = Field(False, description="Compute with weights and activations rounded as static INT8 rounds them.")
     answers: float = Field(1.0, ge=0, description="The answers: vectors, or distributions over classes.")
     similarities: float | None = Field(None, ge=0, description="Similarities within a batch, for vectors; default 0.3 for them.")
     hidden: float = Field(1.0, ge=0, description="Hidden states after the last layer.")

@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgeexport.artifact import Kind, Task
+from edgeexport.artifact import Task
 from edgeexport.catalog import make_step
 from edgeexport.evaluation import Evaluation
 from edgeexport.graph import Graph
-from edgeexport.plan import LanePlan, Plan, make_plan
+from edgeexport.plan import LanePlan, Plan, make_plan, plan_ranges
 from edgeexport.policy import Override, Policy, Scheme
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Precision, Recipe
@@ -58,8 +58,10 @@ class Repairer:
         resolved = self.prepared.resolved
         _, policy = resolved.recipe.policy(plan.lane)
         graph = Graph(dict(self.prepared.plan.leaves), dict(self.prepared.plan.nodes))
-        node = graph.must(f"measure_sensitivity[{plan.variant}]", make_step("measure_sensitivity", policy=policy),
-                          {"model": str(plan.exported), "checkpoint": self.prepared.plan.checkpoint, "calibration": "@calibration"})
+        inputs = {"model": str(plan.exported), "checkpoint": self.prepared.plan.checkpoint, "calibration": "@calibration"}
+        if policy.needs_calibration:
+            inputs["ranges"] = plan_ranges(graph, inputs["model"], inputs["checkpoint"], policy, plan.lane.format)
+        node = graph.must(f"measure_sensitivity[{plan.variant}]", make_step("measure_sensitivity", policy=policy), inputs)
         entry = self._run(replace(self.prepared.plan, nodes=graph.nodes), [node])[node]
         blob = entry.artifact.tree[SENSITIVITY_FILE]
         found = json.loads(self.prepared.store.blob_path(blob).read_text(encoding="utf-8"))
@@ -127,8 +129,6 @@ def repairable(prepared: Prepared, plan: LanePlan) -> str | None:
     _, policy = prepared.resolved.recipe.policy(plan.lane)
     if policy == Policy(default="float"):
         return "nothing of it is quantized"
-    if plan.exported is None or prepared.plan.spec_of(plan.exported).kind is not Kind.TFLITE:
-        return "layers are measured one by one for TFLite only"
     if "calibration" not in prepared.resolved.datasets:
         return "there are no texts to measure layers on: add [data.calibration]"
     return None

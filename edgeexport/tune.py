@@ -44,7 +44,7 @@ VOCABULARIES = (0.6, 0.3)
 SPEED_MARGIN = 1.05
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
-TRYING = 0.3
+TRYING = 0.25
 LEAST_EPOCHS = 0.5
 
 
@@ -133,6 +133,8 @@ class Trial(Model):
         shortfall: how far it is from the wish: 0 where it is fulfilled, 1 where a limit is missed by its own size.
         seconds: that it took, training included.
         training_seconds: of them, for training.
+        starting_seconds: of those, before training began.
+        distance: of its answers to the development data from the original's, after training; 0 for one that was not trained.
     """
 
     candidate: Candidate
@@ -141,6 +143,13 @@ class Trial(Model):
     shortfall: float
     seconds: float
     training_seconds: float = 0.0
+    starting_seconds: float = 0.0
+    distance: float = 0.0
+
+    @property
+    def epoch_seconds(self) -> float:
+        """How long an epoch of training took."""
+        return max(self.training_seconds - self.starting_seconds, 1.0) / self.candidate.epochs
 
     @property
     def size(self) -> int:
@@ -312,28 +321,28 @@ class Search:
         shortlist = self._structures()[:SHORTLIST]
         if not shortlist:
             return
-        # Evaluating takes each candidate as long as it took the first, and the winner once more.
-        evaluating = self.trials[0].seconds
-        left = self._left() - evaluating
         rate = self._epoch_seconds(shortlist[0])
+        seconds = TRYING * self._left() / len(shortlist)
+        # Evaluating takes each candidate about as long as the first.
+        evaluating = self.trials[0].seconds
         tried: list[Trial] = []
         for candidate in shortlist:
-            seconds = TRYING * left / len(shortlist) - evaluating
-            epochs = max(LEAST_EPOCHS, seconds / (rate * candidate.compute))
-            if self._left() < LEAST_EPOCHS * rate * candidate.compute + evaluating:
+            epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
+            if self._left() < epochs * rate * candidate.compute + evaluating:
                 break
             known = len(self.trials)
-            if self._try(candidate.model_copy(update={"epochs": round(epochs, 1)})):
+            if self._try(candidate.model_copy(update={"epochs": epochs})):
                 return
             for trial in self.trials[known:]:
                 tried.append(trial)
-                rate = trial.training_seconds / (trial.candidate.epochs * trial.candidate.compute)
+                rate = trial.epoch_seconds / candidate.compute
                 evaluating = trial.seconds - trial.training_seconds
         if not tried:
             return
-        best = min(tried, key=lambda trial: (trial.shortfall, -trial.quality))
-        per_epoch = best.training_seconds / best.candidate.epochs
-        epochs = round((self._left() - 2 * evaluating) / per_epoch, 1)
+        # How far the answers are from the teacher's is known far better than how many of them are right.
+        best = min(tried, key=lambda trial: trial.distance)
+        # Afterwards the winner is evaluated once more, on the evaluation data.
+        epochs = round((self._left() - 2 * evaluating - best.starting_seconds) / best.epoch_seconds, 1)
         if epochs > best.candidate.epochs:
             self._try(best.candidate.model_copy(update={"epochs": epochs}))
 
@@ -369,13 +378,22 @@ class Search:
         reports = [evaluation.report(plan) for plan in evaluation.lanes if plan.variant is not None and plan.lane.required]
         lanes = tuple(self._lane(report) for report in reports)
         misses, shortfall = self._misses(lanes)
-        training = sum(evaluation.entries[node.id].run.seconds for node in evaluation.prepared.plan.nodes.values()
-                       if node.step.name == "distill" and node.id in evaluation.ran)
         trial = Trial(candidate=candidate, lanes=lanes, misses=misses, shortfall=shortfall, seconds=time.monotonic() - begun,
-                      training_seconds=training)
+                      **self._training(evaluation))
         self.trials.append(trial)
         self.announce(trial)
         return not misses
+
+    def _training(self, evaluation: Evaluation) -> dict[str, float]:
+        """How long training took and how far it came; nothing where there was none."""
+        found = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values() if node.step.name in {"distill", "compute_teacher"}}
+        trained = next((node for node, step in found.items() if step == "distill"), None)
+        if trained is None:
+            return {}
+        seconds = {node: evaluation.seconds(node) for node in found}
+        history = evaluation.facts(trained)["training"]["history"]
+        # The teacher's answers to the few development data take hardly longer than it takes to start.
+        return {"training_seconds": seconds[trained], "starting_seconds": min(seconds.values()), "distance": min(value for _, value in history)}
 
     def _lane(self, report: LaneReport) -> LaneTrial:
         if not report.metrics:

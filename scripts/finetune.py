@@ -1,11 +1,11 @@
 """Fine-tune all-MiniLM-L6-v2 for a task, and write the checkpoint with its data and a recipe: what compression is measured on.
 
     .venv/bin/python scripts/finetune.py sentiment --out build/sentiment
-    .venv/bin/python scripts/finetune.py ner --conll TRAIN DEVELOPMENT EVALUATION --out build/ner
+    .venv/bin/python scripts/finetune.py ner --conll TRAIN DEVELOPMENT EVALUATION [--texts MORE] --out build/ner
 
 ``sentiment`` gets the movie sentences of the package vaderSentiment (C. J. Hutto, E. Gilbert, 2014), positive or negative where readers
-were agreed (a mean rating of at least 0.5 of 4 on either side). ``ner`` takes any three CoNLL files. Takes some minutes on 2 cores; what is
-there already is kept.
+were agreed (a mean rating of at least 0.5 of 4 on either side), and the package's other sentences without labels. ``ner`` takes any three
+CoNLL files, and a file of unlabelled texts. Takes some minutes on 2 cores; what is there already is kept.
 """
 
 import csv
@@ -79,11 +79,12 @@ def write_sentiment(out: Path) -> tuple[list[str], str]:
     (out / "more.txt").write_text("\n".join(text for name in OTHERS for text, _ in sentences[name]) + "\n", encoding="utf-8")
     sections = "".join(f'\n[data.{split}]\nfile = "{split}.csv"\n' for split in ("evaluation", "development"))
     return ["negative", "positive"], (sections + '\n[[data.training]]\nfile = "training.csv"\nskip_overlap = true\n'
+                                      '\n[[data.training]]         # unlabelled\nfile = "more.txt"\nskip_overlap = true\n'
                                       '\n[data.calibration]\nfile = "training.csv"\nskip_overlap = true\n')
 
 
-def write_ner(out: Path, files: tuple[Path, ...]) -> tuple[list[str], str]:
-    """Copy the CoNLL files; returns the classes and the recipe's data sections."""
+def write_ner(out: Path, files: tuple[Path, ...], texts: Path | None) -> tuple[list[str], str]:
+    """Copy the files; returns the classes and the recipe's data sections."""
     from edgeexport.records import read_records
 
     sections, names = "", set()
@@ -92,6 +93,9 @@ def write_ner(out: Path, files: tuple[Path, ...]) -> tuple[list[str], str]:
         names |= {entity["label"] for record in read_records(out / f"{split}.conll") for entity in record["entities"]}
         table = f"[[data.{split}]]" if split == "training" else f"[data.{split}]"
         sections += f'\n{table}\nfile = "{split}.conll"\n{"skip_overlap = true" if split != "evaluation" else ""}\n'
+    if texts is not None:
+        shutil.copyfile(texts, out / "more.txt")
+        sections += '\n[[data.training]]         # unlabelled\nfile = "more.txt"\nskip_overlap = true\n'
     sections += '\n[data.calibration]\nfile = "training.conll"\nskip_overlap = true\n'
     return ["O", *(f"{prefix}-{name}" for name in sorted(names) for prefix in "BI")], sections
 
@@ -166,9 +170,10 @@ def train(out: Path, task: str, epochs: float, learning_rate: float) -> dict[str
 @click.command()
 @click.argument("task", type=click.Choice(["sentiment", "ner"]))
 @click.option("--conll", nargs=3, type=click.Path(path_type=Path, exists=True), help="Training, development and evaluation files of ner.")
+@click.option("--texts", type=click.Path(path_type=Path, exists=True), help="Unlabelled texts for ner, one a line.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--epochs", type=float)
-def main(task: str, conll: tuple[Path, ...] | None, out: Path, epochs: float | None) -> None:
+def main(task: str, conll: tuple[Path, ...] | None, texts: Path | None, out: Path, epochs: float | None) -> None:
     """Write OUT/checkpoint, its data and OUT/edgeexport.toml."""
     if (out / "done.json").is_file():
         print(f"{out} is there already.")
@@ -177,7 +182,7 @@ def main(task: str, conll: tuple[Path, ...] | None, out: Path, epochs: float | N
         raise click.UsageError("ner needs --conll TRAIN DEVELOPMENT EVALUATION.")
     out.mkdir(parents=True, exist_ok=True)
     kind = "text-classification" if task == "sentiment" else "token-classification"
-    labels, sections = write_sentiment(out) if task == "sentiment" else write_ner(out, conll or ())
+    labels, sections = write_sentiment(out) if task == "sentiment" else write_ner(out, conll or (), texts)
     (out / "edgeexport.toml").write_text(RECIPE.format(name=task, data=sections, max_drop=0.03), encoding="utf-8")
     untrained(kind, labels, out / "checkpoint")
     found = train(out, kind, epochs or (2 if task == "sentiment" else 4), 1e-4 if task == "sentiment" else 2e-4)

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,29 +62,35 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     session = open_session(job)
     load_seconds = time.perf_counter() - started
-    spec = session.payload.spec
-    lengths = [length for length in job["lengths"] if length <= spec.max_length]
-    words = " ".join(["many words make a long text that fills every length there is"] * 64)
-    base = session.encode("how many?", words) if session.payload.head.task == "question-answering" else session.encode(words)
-    feeds = {}
-    for length in lengths:
-        ids = np.resize(base.ids[1:-1], length - 2)
-        full = {name: np.zeros((1, length), np.int64) for name in spec.inputs}
-        full["input_ids"][0] = np.concatenate([base.ids[:1], ids, base.ids[-1:]])
-        full["attention_mask"][:] = 1
-        feeds[length] = full
+    feeds = full_texts(session, job["lengths"])
+    for full in feeds.values():
         session.model.run(full)  # the first run allocates
     memory = peak_rss_mb()
-    times: dict[int, list[float]] = {length: [] for length in lengths}
+    times: dict[int, list[float]] = {length: [] for length in feeds}
     for number in range(job["rounds"]):
         report(number / job["rounds"], f"timing, round {number + 1} of {job['rounds']}")
-        for length in lengths:
+        for length, full in feeds.items():
             started = time.perf_counter()
-            session.model.run(feeds[length])
+            session.model.run(full)
             times[length].append(1000 * (time.perf_counter() - started))
     latency = {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
                for length, values in times.items()}
     return {"load_seconds": load_seconds, "latency_ms": latency, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"]}
+
+
+def full_texts(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
+    """The inputs for a text of exactly so many tokens, int64 [1, length] each, for every length that the model reads."""
+    spec = session.payload.spec
+    words = " ".join(["many words make a long text that fills every length there is"] * 64)
+    base = session.encode("how many?", words) if session.payload.head.task == "question-answering" else session.encode(words)
+    feeds = {}
+    for length in lengths:
+        if length <= spec.max_length:
+            ids = np.resize(base.ids[1:-1], length - 2)
+            feeds[length] = {name: np.zeros((1, length), np.int64) for name in spec.inputs}
+            feeds[length]["input_ids"][0] = np.concatenate([base.ids[:1], ids, base.ids[-1:]])
+            feeds[length]["attention_mask"][:] = 1
+    return feeds
 
 
 def answer_texts(job: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def build(lengths: list[int]) -> tuple[dict, Path]:
     place = Path(tempfile.mkdtemp())
     text = demo_recipe().read_text(encoding="utf-8").replace("lengths = [16, 32, 64, 128]", f"lengths = {lengths}")
     folder = demo_recipe().parent
-    for name in ("questions.jsonl", "answers.jsonl"):
+    for name in ("questions.jsonl", "answers.jsonl", "texts.txt"):
         text = text.replace(f'"{name}"', f'"{folder / name}"')
     (place / "edgeexport.toml").write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "edgeexport", "build", "--target", "raspberrypi", "--json"], cwd=place, capture_output=True,

@@ -171,7 +171,8 @@ class Build:
     def quantize(self, checkpoint: View, model: View, precision: str) -> View:
         inputs = {"model": model}
         if precision == "static-int8":
-            inputs |= {"checkpoint": checkpoint, "calibration": self.dataset("calibration", as_rows(random_texts(20)))}
+            given = inputs | {"checkpoint": checkpoint, "calibration": self.dataset("calibration", as_rows(random_texts(20)))}
+            inputs["ranges"] = self.step("measure_ranges", given, policy=preset("tflite", precision).measured)
         return self.step("quantize_tflite", inputs, precision=precision, policy=preset("tflite", precision))
 
     def session(self, checkpoint: View, model: View) -> Session:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgeexport.converters._activation_ranges import BINS, COVERED, LEVELS, Histogram, activation_ranges
+from edgeexport.converters import _onnx_quantization, _tflite_quantization
+from edgeexport.converters._activation_ranges import BINS, COVERED, LEVELS, Histogram, load_histograms, save_histograms
 from edgeexport.converters._calibration import calibration_feeds
-from edgeexport.converters.quantize_tflite import activations_of, chosen_operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8 import CLASSIFIER, EMBEDDER, model_file
@@ -161,10 +161,9 @@ def test_memory_is_bounded() -> None:
     assert histogram._counts.sum() == 41 * 100_000
 
 
-def data_of(zoo: Zoo, view: Any, texts: list[str]) -> dict[str, list[dict[str, np.ndarray]]]:
+def data_of(zoo: Zoo, view: Any, texts: list[str]) -> dict[int, list[dict[str, np.ndarray]]]:
     rows = zoo.dataset("ranges", as_rows(texts))
-    return {f"seq_{length}": [{name: value.astype(np.int32) for name, value in feed.items()}
-                              for feed in calibration_feeds(view, rows.path, (length,))] for length in LENGTHS}
+    return {length: calibration_feeds(view, rows.path, (length,)) for length in LENGTHS}
 
 
 def test_minmax_are_the_true_extremes(zoo: Zoo) -> None:
@@ -172,13 +171,12 @@ def test_minmax_are_the_true_extremes(zoo: Zoo) -> None:
     import torch
     from edgeexport.converters._task_model import task_module
 
-    from edgeexport.session.run_tflite import SIGNATURE_PREFIX
-
     view, file = zoo.loaded(CLASSIFIER), model_file(zoo.exported(CLASSIFIER, "tflite"))
     texts = list(TEXTS[40:200:20])
-    data = {name.replace("seq_", SIGNATURE_PREFIX): feeds for name, feeds in data_of(zoo, view, texts).items()}
-    chosen = [each for each in chosen_operators(file.read_bytes(), preset("tflite", "static-int8")) if each.weights]
-    ranges = activation_ranges(file, data, activations_of(chosen), "minmax", 1)
+    data = data_of(zoo, view, texts)
+    chosen = [each for each in _tflite_quantization.chosen_operators(file, preset("tflite", "static-int8")) if each.weights]
+    found = _tflite_quantization.histograms(file, chosen, data, 1, lambda share: None)
+    ranges = {name: histogram.range("minmax") for name, histogram in found.items()}
 
     module = task_module(view.path, CLASSIFIER.task)
     extremes: dict[str, list[float]] = {}
@@ -206,7 +204,7 @@ def test_minmax_are_the_true_extremes(zoo: Zoo) -> None:
             for tensor, side in zip(each.activations, ("in", "out"), strict=True):
                 if side == "in" and not each.group.endswith("output.dense"):
                     continue  # TFLite's converter moves the factors of a layer normalization into the matrix behind it
-                low, high = (float(ranges[tensor][key].item()) for key in ("min", "max"))
+                low, high = ranges[tensor]
                 wanted = extremes[f"{each.group} {side}"]
                 assert [low, high] == pytest.approx(wanted, abs=1e-3 * max(map(abs, wanted))), (each.group, side)
                 seen += 1
@@ -227,3 +225,46 @@ def test_ranges_are_cut_within_the_extremes(zoo: Zoo, method: str) -> None:
     assert not np.array_equal(vectors[method], vectors["minmax"])
     for found in vectors.values():
         assert (found * wanted).sum(axis=1).mean() > 0.9
+
+
+def test_histograms_last(tmp_path: Any) -> None:
+    kept = {"a": filled([heavy(1000)]), "b": Histogram(), "c/d:0": filled([np.float32([-1, 2])])}
+    save_histograms(kept, tmp_path / "h.npz")
+    found = load_histograms(tmp_path / "h.npz")
+    assert list(found) == list(kept)
+    for name, histogram in kept.items():
+        for method in ("minmax", "percentile", "entropy"):
+            assert found[name].range(method) == histogram.range(method)  # type: ignore[arg-type]
+    save_histograms({}, tmp_path / "none.npz")
+    assert load_histograms(tmp_path / "none.npz") == {}
+
+
+def test_onnx_sees_what_the_layers_read_and_make(zoo: Zoo) -> None:
+    """Against the PyTorch model's own layers, over texts of different lengths."""
+    import torch
+    from edgeexport.converters._task_model import task_module
+
+    view, file = zoo.loaded(CLASSIFIER), model_file(zoo.exported(CLASSIFIER, "onnx"))
+    feeds = calibration_feeds(view, zoo.dataset("ranges", as_rows(TEXTS[40:200:20])).path)
+    chosen = [each for each in _onnx_quantization.chosen_operators(file, preset("onnx", "static-int8")) if each.weights]
+    found = _onnx_quantization.histograms(file, chosen, {0: feeds}, 1, lambda share: None)
+
+    module = task_module(view.path, CLASSIFIER.task)
+    extremes: dict[str, list[float]] = {}
+
+    def note(name: str) -> Any:
+        def hook(linear: Any, inputs: Any, output: Any) -> None:
+            low, high = extremes.setdefault(name, [0.0, 0.0])
+            extremes[name] = [min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))]
+        return hook
+
+    linears = {name: linear for name, linear in module.model.named_modules() if isinstance(linear, torch.nn.Linear)}
+    for name, linear in linears.items():
+        linear.register_forward_hook(note(name))
+    with torch.no_grad():
+        for feed in feeds:
+            module(**{name: torch.from_numpy(value) for name, value in feed.items()})
+    assert {each.group for each in chosen} == set(linears)
+    for each in chosen:
+        wanted = extremes[each.group]
+        assert found[each.activations[0]].range("minmax") == pytest.approx(wanted, abs=1e-4 * max(map(abs, wanted))), each.group

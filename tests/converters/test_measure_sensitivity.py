@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from edgeexport.converters._task_model import load_model
-from edgeexport.converters.quantize_tflite import chosen_operators
+from edgeexport.converters._tflite_quantization import chosen_operators
 from int8 import CLASSIFIER, computed, model_file, policy
 from tiny import LENGTHS, TEXTS
 from zoo import Zoo, as_rows
@@ -28,6 +28,8 @@ def measured(zoo: Zoo, inputs: dict[str, View], rules: Policy, **options: Any) -
     out, scratch = zoo.place("sensitivity"), zoo.place("scratch")
     told: list[str] = []
     step = find_step("measure_sensitivity")(policy=rules, **options)
+    if rules.needs_calibration:
+        inputs = inputs | {"ranges": zoo.ranges(inputs, rules)}
     step.run(inputs, out, Context(scratch=scratch, report=lambda fraction, message: told.append(message)))
     assert not list(scratch.iterdir())
     assert [path.name for path in out.iterdir()] == ["sensitivity.json"]
@@ -64,6 +66,17 @@ def test_a_damaged_layer_is_first(zoo: Zoo, damaged: dict[str, View]) -> None:
     assert all(group["scheme"] == "weight-only" for group in found)
 
 
+@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8"])
+def test_onnx_models_are_measured_alike(zoo: Zoo, damaged: dict[str, View], precision: str) -> None:
+    model = zoo.run(find_step("export_onnx")(), {"checkpoint": damaged["checkpoint"]})
+    found = measured(zoo, damaged | {"model": model}, preset("onnx", precision), examples=8)
+    assert found[0]["match"] == DAMAGED and found[0]["distance"] > 2 * found[1]["distance"]
+    linears = {name: module.weight.numel() for name, module in load_model(damaged["checkpoint"].path, CLASSIFIER.task).named_modules()
+               if isinstance(module, torch.nn.Linear)}
+    assert {group["match"]: group["weights"] for group in found if group["weights"]} == linears
+    assert all(np.isfinite(group["distance"]) for group in found)
+
+
 def test_every_group_is_listed_once_with_its_weights(zoo: Zoo, damaged: dict[str, View]) -> None:
     found = measured(zoo, damaged, preset("tflite", "dynamic-int8"), examples=4)
     model = load_model(damaged["checkpoint"].path, CLASSIFIER.task)
@@ -95,7 +108,7 @@ def test_the_distance_is_that_of_the_quantized_model(zoo: Zoo, damaged: dict[str
 def test_its_names_are_overrides(zoo: Zoo, damaged: dict[str, View], precision: str) -> None:
     """Each takes out of the policy what was measured under it, and nothing else."""
     rules = preset("tflite", precision)
-    data = model_file(damaged["model"]).read_bytes()
+    data = model_file(damaged["model"])
     chosen = list(chosen_operators(data, rules))
     groups = {each.group for each in chosen}
     assert len(groups) > 10
@@ -111,5 +124,6 @@ def test_static_groups(zoo: Zoo, damaged: dict[str, View]) -> None:
     schemes = {group["match"]: group["scheme"] for group in found}
     assert {scheme for name, scheme in schemes.items() if ".layer.1." in name} == {"static"}
     assert {scheme for name, scheme in schemes.items() if ".layer.0." in name} == {"dynamic"}
-    quantized = zoo.run(find_step("quantize_tflite")(precision="x", policy=rules), damaged)
+    inputs = {"model": damaged["model"], "ranges": zoo.ranges(damaged, rules)}
+    quantized = zoo.run(find_step("quantize_tflite")(precision="x", policy=rules), inputs)
     assert computed(quantized)["FULLY_CONNECTED", "int8"] == 6 * len(LENGTHS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 import numpy as np
+import onnx
 import pytest
-from int8 import CLASSIFIER, TAGGER, assert_near_the_original, assert_vectors_point_the_same_way, computed, model_file, policy
+from int8 import ASKED, CLASSIFIER, TAGGER, assert_near_the_original, assert_vectors_point_the_same_way, computed, model_file, policy
 from tiny import Case
 from zoo import Zoo
 
@@ -92,9 +93,38 @@ def test_an_override_that_matches_nothing_is_an_error(zoo: Zoo, match: str) -> N
 
 
 @pytest.mark.parametrize(("rules", "reason"), [
-    (policy("dynamic", classifier="static"), "can't hold dynamic and static"), (policy("weight-only"), "weight-only"),
+    (policy("weight-only"), "weight-only"), (policy("dynamic", classifier="weight-only"), "weight-only"),
     (policy("float", classifier="float"), "leaves everything in float")])
 def test_what_onnx_cannot_compute_is_refused(zoo: Zoo, rules: Policy, reason: str) -> None:
     found = find_step("quantize_onnx")(precision="x", policy=rules).infer({"model": zoo.exported(CLASSIFIER, "onnx").spec})
     assert isinstance(found, Refusal)
     assert reason in found.reason
+
+
+def test_static_beside_dynamic(zoo: Zoo) -> None:
+    """Layer 1 has six matrices, layer 0 and the head eight; products of two activations become static too."""
+    mixed = zoo.quantized(CLASSIFIER, "onnx", "mixed", policy("dynamic", **{"*.layer.1.*": "static"}))
+    found = computed(mixed)
+    assert found["com.microsoft.MatMulIntegerToFloat", "int8-dynamic"] == 6  # query, key and value of layer 0 are one product
+    model = onnx.load(model_file(mixed))
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    static = {node.name.partition("/")[0] for node in model.graph.node if node.op_type in {"MatMul", "Gemm"} and set(node.input) <= quantized}
+    assert {name for name in static if ".layer.1." in name} == static
+    assert len(static) == 7  # six layers, and one attention with two products
+    session, original = zoo.session(CLASSIFIER, mixed), zoo.original(CLASSIFIER)
+    same = [session.outputs(session.encode(text))["logits"].argmax() == original.outputs(text)["logits"].argmax() for text in ASKED]
+    assert np.mean(same) > 0.85
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "entropy"])
+def test_ranges_by_other_criteria_reach_the_file(zoo: Zoo, ranges: str) -> None:
+    """Scales are then no wider than those from the extremes, and some are narrower."""
+    def scales(rules: Policy) -> dict[str, float]:
+        graph = onnx.load(model_file(zoo.quantized(CLASSIFIER, "onnx", "static-int8", rules))).graph
+        values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        return {node.input[0]: float(values[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"}
+
+    extremes, found = scales(policy("static")), scales(policy("static").model_copy(update={"ranges": ranges}))
+    assert found.keys() == extremes.keys()
+    assert all(found[name] <= 1.001 * extremes[name] for name in found)
+    assert sum(found[name] < 0.99 * extremes[name] for name in found) > len(found) / 4

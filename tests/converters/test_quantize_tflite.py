@@ -109,7 +109,9 @@ def test_static_ranges_come_from_cut_texts_where_none_is_short(zoo: Zoo) -> None
     long = [text for text in TEXTS if len(text.split()) > 20][:40]
     inputs = {"model": zoo.exported(CLASSIFIER, "tflite"), "checkpoint": zoo.loaded(CLASSIFIER),
               "calibration": zoo.dataset("calibration", as_rows(long))}
-    quantized = zoo.run(find_step("quantize_tflite")(precision="static-int8", policy=preset("tflite", "static-int8")), inputs)
+    rules = preset("tflite", "static-int8")
+    quantized = zoo.run(find_step("quantize_tflite")(precision="static-int8", policy=rules),
+                        {"model": inputs["model"], "ranges": zoo.ranges(inputs, rules)})
     session, original = zoo.session(CLASSIFIER, quantized), zoo.original(CLASSIFIER)
     short = [text for text in TEXTS if len(session.encode(text).ids) <= LENGTHS[0]]
     same = [session.outputs(session.encode(text))["logits"].argmax() == original.outputs(text)["logits"].argmax() for text in short]

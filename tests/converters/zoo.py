@@ -76,8 +76,13 @@ class Zoo:
         step = find_step(f"quantize_{model_format}")(precision=precision, policy=policy or preset(model_format, precision))
         inputs = {"model": self.exported(case, model_format)}
         if step.policy.needs_calibration:
-            inputs |= {"checkpoint": self.loaded(case), "calibration": self.calibration()}
+            inputs["ranges"] = self.ranges(inputs | {"checkpoint": self.loaded(case), "calibration": self.calibration()}, step.policy)
         return self._once(("quantized", case, model_format, precision, policy), lambda: self.run(step, inputs))
+
+    def ranges(self, inputs: dict[str, View], policy: Policy) -> View:
+        """What a static policy needs to know of a model's activations."""
+        return self._once(("ranges", *(view.path for view in inputs.values()), policy.measured), lambda: self.run(
+            find_step("measure_ranges")(policy=policy.measured), inputs))
 
     def calibration(self) -> View:
         """Every fourth text, so that three in four are new to a static model."""

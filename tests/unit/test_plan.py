@@ -300,7 +300,8 @@ def test_static_without_calibration_is_refused_with_what_to_add() -> None:
     assert "static-int8 needs texts to measure activation ranges on" in str(error.why)
     assert "[data.calibration]" in str(error.hint)
     possible = make_plan(resolved(data=("probes", "calibration")), [target(onnx={"precision": "static-int8"})], HOST)
-    assert possible.nodes["quantize_onnx[static-int8]"].inputs["calibration"] == "@calibration"
+    assert possible.nodes["quantize_onnx[static-int8]"].inputs["ranges"] == "measure_ranges[onnx]"
+    assert possible.nodes["measure_ranges[onnx]"].inputs["calibration"] == "@calibration"
 
 
 def test_an_optional_lane_that_is_not_possible_is_left_out_with_its_reason() -> None:

@@ -1,0 +1,59 @@
+"""What the formats' quantizers have in common: measuring and quantizing are the same for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from edgeexport.artifact import Kind
+from edgeexport.policy import Policy, Scheme
+
+from . import _onnx_quantization, _tflite_quantization
+from ._activation_ranges import Histogram
+
+
+class Operator(Protocol):
+    """An operator that is not left in float."""
+
+    @property
+    def scope(self) -> str:
+        """The name by which the quantizer knows it."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How it is computed."""
+
+    @property
+    def group(self) -> str:
+        """What an override calls it."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights it multiplies an activation with."""
+
+
+class Quantization(NamedTuple):
+    """How a format is quantized.
+
+    Attributes:
+        file: the model's name.
+        chosen_operators: the operators of a file that a policy does not leave in float.
+        histograms: of the activations of static operators, from a file, operators, inputs by length, threads and progress.
+        quantize: writes a file with operators computed as chosen, from a file, operators, ranges and the target.
+    """
+
+    file: str
+    chosen_operators: Callable[[Path, Policy], Iterator[Any]]
+    histograms: Callable[[Path, Iterable[Any], Mapping[int, Sequence[Mapping[str, np.ndarray]]], int, Callable[[float], None]],
+                         dict[str, Histogram]]
+    quantize: Callable[[Path, Iterable[Any], Mapping[str, tuple[float, float]], Path], None]
+
+
+QUANTIZATIONS = {
+    Kind.ONNX: Quantization("model.onnx", _onnx_quantization.chosen_operators, _onnx_quantization.histograms, _onnx_quantization.quantize),
+    Kind.TFLITE: Quantization("model.tflite", _tflite_quantization.chosen_operators, _tflite_quantization.histograms,
+                              _tflite_quantization.quantize),
+}

@@ -1,0 +1,95 @@
+"""Training that knows of quantization: the rounding against NumPy, gradients that pass, and a student that learns to live with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compressed import SHORT, data_for, model_of
+from edgeexport.converters._fake_quantization import rounded, rounded_activations, rounded_weights
+from edgeexport.converters.distill import Lessons
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_distill import changed, taught, with_development
+from tiny import TEXTS, Case
+from zoo import Zoo
+
+from edgeexport.artifact import Task
+from edgeexport.catalog import find_step
+
+EMBEDDER = Case("bert", Task.SENTENCE_SIMILARITY, "mean", normalize=True)
+
+
+def drawn(seed: int, *shape: int) -> np.ndarray:
+    """With a few values far from the others."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(shape) * np.where(random.random(shape) < 0.05, 20, 1) + random.standard_normal()
+    return values.astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 8), columns=st.integers(1, 40))
+def test_weights_are_signed_with_a_scale_per_row(seed: int, rows: int, columns: int) -> None:
+    weights = drawn(seed, rows, columns)
+    scale = np.abs(weights).max(axis=1, keepdims=True) / 127
+    wanted = np.rint(weights / scale) * scale
+    found = rounded_weights(torch.from_numpy(weights)).numpy()
+    assert np.abs(found - wanted).max() <= 1.001 * scale.max()  # a half may be rounded to either side
+    assert (np.abs(found - weights) <= 0.501 * scale).all()
+    assert all(len(np.unique(row)) <= 255 for row in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 300))
+def test_activations_have_256_levels_and_zero_is_one(seed: int, count: int) -> None:
+    values = drawn(seed, count)
+    found = rounded_activations(torch.from_numpy(values)).numpy()
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    step = (high - low) / 255
+    assert np.abs(found - values).max() <= 1.001 * step
+    assert len(np.unique(found)) <= 256
+    assert np.allclose(np.rint(found / step), found / step, atol=1e-2)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(3, 4), torch.full((3, 4), 1e-30)])
+def test_nothing_to_tell_apart_is_no_division_by_zero(values: torch.Tensor) -> None:
+    for found in (rounded_activations(values), rounded_weights(values)):
+        assert torch.isfinite(found).all() and found.abs().max() < 1e-20
+
+
+def test_gradients_pass_and_the_layer_is_itself_again() -> None:
+    torch.manual_seed(0)
+    linear, values = torch.nn.Linear(8, 5), torch.randn(16, 8, requires_grad=True)
+    plain = linear(values)
+    with rounded(torch.nn.Sequential(linear)):
+        found = linear(values)
+        found.square().sum().backward()
+    wanted = torch.nn.functional.linear(rounded_activations(values), rounded_weights(linear.weight), linear.bias)
+    assert torch.equal(found, wanted) and not torch.equal(found, plain)
+    assert torch.equal(linear(values), plain)
+    for name, tensor, straight in (("weight", linear.weight, (2 * found).T @ rounded_activations(values)),
+                                   ("input", values, 2 * found @ rounded_weights(linear.weight))):
+        assert tensor.grad is not None
+        assert torch.allclose(tensor.grad, straight, atol=1e-4), name
+
+
+def test_a_student_learns_to_live_with_rounding(zoo: Zoo) -> None:
+    """Its distance to the teacher while it rounds becomes smaller than that of one that was trained without."""
+    student = changed(zoo, EMBEDDER, share=0.6)
+    inputs = with_development(zoo, EMBEDDER, taught(zoo, zoo.loaded(EMBEDDER), student, data_for(zoo, EMBEDDER, SHORT[::2])), TEXTS[1:200:9])
+    distances: dict[str, float] = {}
+    options: dict[str, Any] = {"epochs": 4, "batch": 8, "learning_rate": 4e-3, "patience": 99, "hidden": 1.0}
+    for name, aware in (("plain", False), ("aware", True)):
+        step = find_step("distill")(quantization_aware=aware, **options)
+        trained = zoo.run(step, inputs)
+        model = model_of(trained)
+        with rounded(model):
+            distances[name] = Lessons(step, trained, inputs).distance(model)
+        assert Path(trained.path / "model.safetensors").is_file()
+        history = trained.spec.facts["training"]["history"]
+        if aware:
+            assert min(distance for _, distance in history) == pytest.approx(distances[name], rel=1e-3)
+    assert distances["aware"] < distances["plain"]
