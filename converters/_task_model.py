@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from edgeexport.session.text import TextSpec, read_text_spec
 
 from ._own_code import brings_code, brings_model
 from ._pruned_model import PRUNED_SHAPES, with_shapes
+from ._smoothing import smooth
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel
 
@@ -72,12 +75,21 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def task_module(directory: Path, task: Task) -> torch.nn.Module:
-    """The module to export: inputs as in the text spec, outputs as in :mod:`edgeexport.session.tasks`."""
+def task_module(directory: Path, task: Task, outliers: Mapping[str, np.ndarray] | None = None, smoothing: float = 0.0) -> torch.nn.Module:
+    """The module to export: inputs as in the text spec, outputs as in :mod:`edgeexport.session.tasks`.
+
+    Args:
+        directory: a checkpoint artifact.
+        task: the task.
+        outliers: of the inputs of linear layers, as :func:`smooth` takes them; None to leave the model as it is.
+        smoothing: how much of them moves into the weights, from 0 to 1.
+    """
     import torch
 
     spec = read_text(directory)
     model = load_model(directory, task, attention="eager")
+    if outliers is not None:
+        smooth(model, outliers, smoothing)
     neighbours = joins_neighbours(model)
     own_code = brings_model(directory)
 

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from edgeexport.artifact import Kind, Spec
 from edgeexport.session.tasks import output_names
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import read_text, task_module
+from .measure_outliers import read_outliers
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +26,7 @@ class ExportOnnx(Step):
 
     Attributes:
         opset: version of the ONNX operator set.
+        smoothing: how much of measured outliers moves into the weights; see :mod:`._smoothing`.
     """
 
     name: ClassVar[str] = "export_onnx"
@@ -32,6 +36,7 @@ class ExportOnnx(Step):
     seconds_guess: ClassVar[float] = 20.0
 
     opset: int = 18
+    smoothing: float = Field(0.0, ge=0, le=1)
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 graph of about the size of the weights."""
@@ -50,7 +55,7 @@ class ExportOnnx(Step):
         torch.set_num_threads(context.threads)
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
-        module = task_module(path, spec.require_task())
+        module = task_module(path, spec.require_task(), read_outliers(inputs), self.smoothing)
         text = read_text(path)
 
         # Two rows, since a batch of one would be taken for a constant.

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from edgeexport.artifact import Kind, Spec
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import read_text, task_module
 from ._tflite_file import compact, mapped, module_paths
+from .measure_outliers import read_outliers
 
 
 class ExportTflite(Step):
@@ -19,6 +22,7 @@ class ExportTflite(Step):
 
     Attributes:
         lengths: length buckets in tokens, rising; the last is the longest text.
+        smoothing: how much of measured outliers moves into the weights; see :mod:`._smoothing`.
     """
 
     name: ClassVar[str] = "export_tflite"
@@ -28,6 +32,7 @@ class ExportTflite(Step):
     seconds_guess: ClassVar[float] = 40.0
 
     lengths: tuple[int, ...]
+    smoothing: float = Field(0.0, ge=0, le=1)
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 model of about the size of the weights."""
@@ -47,7 +52,7 @@ class ExportTflite(Step):
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
         text = read_text(path)
-        module = task_module(path, spec.require_task())
+        module = task_module(path, spec.require_task(), read_outliers(inputs), self.smoothing)
         converter = litert_torch
         for length in self.lengths:
             sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}

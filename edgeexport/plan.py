@@ -209,7 +209,7 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     if lane.format not in ORIGINS[resolved.spec.kind].export:
         return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)
-    exported = _export(graph, resolved, lane, checkpoint)
+    exported = _export(graph, resolved, lane, checkpoint, policy)
     if isinstance(exported, Refusal):
         return LanePlan(target, lane, refusal=exported)
     model = _quantize(graph, resolved, lane, checkpoint, exported, policy, precision)
@@ -230,11 +230,17 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     return LanePlan(target, lane, variant, exported, payload, answers, speed, inspection)
 
 
-def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str) -> str | Refusal:
+def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model in float32."""
     export = ORIGINS[resolved.spec.kind].export[lane.format]
     options: dict[str, Any] = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
-    return graph.add(export, make_step(export, **options), {"checkpoint": checkpoint})
+    inputs = {"checkpoint": checkpoint}
+    if policy.smoothing and policy.needs_calibration and "calibration" in resolved.datasets:
+        if resolved.spec.kind is not Kind.CHECKPOINT:
+            return Refusal(reason=f"the outliers of a {resolved.spec.kind} can't be moved into its weights", hint="take smoothing out")
+        inputs["outliers"] = graph.must("measure_outliers", make_step("measure_outliers"), inputs | {"calibration": "@calibration"})
+        options["smoothing"] = policy.smoothing
+    return graph.add(export, make_step(export, **options), inputs)
 
 
 def _quantize(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, exported: str, policy: Policy, precision: str) -> str | Refusal:

@@ -31,11 +31,13 @@ class Policy(Model):
         default: the scheme where no override matches.
         overrides: exceptions.
         ranges: how the range of a static activation is read from the values that calibration showed.
+        smoothing: how much of the outliers of static activations moves into the weights, from 0 to 1.
     """
 
     default: Scheme
     overrides: tuple[Override, ...] = ()
     ranges: Ranges = "minmax"
+    smoothing: float = 0.0
 
     @property
     def needs_calibration(self) -> bool:

@@ -46,6 +46,7 @@ class Precision(Model):
     preset: str
     overrides: tuple[Override, ...] = ()
     ranges: Ranges = Field("minmax", description="How static activation ranges are read from calibration values.")
+    smoothing: float = Field(0.0, ge=0, le=1, description="How much of the outliers of static activations moves into the weights.")
 
 
 class PrecisionSection(Model):
@@ -181,8 +182,8 @@ class Recipe(Model):
         """
         chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
         policy = preset(lane.format, chosen.preset)
-        if chosen.overrides or chosen.ranges != policy.ranges:
-            policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges)
+        if chosen.overrides or (chosen.ranges, chosen.smoothing) != (policy.ranges, policy.smoothing):
+            policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges, smoothing=chosen.smoothing)
             return f"{chosen.preset}-{digest_json(policy.model_dump())[:6]}", policy
         return chosen.preset, policy
 

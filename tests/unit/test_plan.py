@@ -304,6 +304,37 @@ def test_static_without_calibration_is_refused_with_what_to_add() -> None:
     assert possible.nodes["measure_ranges[onnx]"].inputs["calibration"] == "@calibration"
 
 
+def with_precision(lane: str, **precision: Any) -> dict[str, Any]:
+    return {"precision": {"lanes": {lane: precision}}}
+
+
+def test_precisions_that_differ_by_less_static_operators_share_their_ranges() -> None:
+    def plan(*overrides: tuple[str, str], **options: Any) -> Plan:
+        rules = [{"match": match, "scheme": scheme} for match, scheme in overrides]
+        recipe = with_precision("litert", preset="static-int8", overrides=rules, **options)
+        return make_plan(resolved(recipe=recipe, data=("probes", "calibration")), [target(lanes=("litert",))], HOST)
+
+    def ranges(plan: Plan) -> str:
+        (node,) = (node for node in plan.nodes.values() if node.step.name == "measure_ranges")
+        return node.key
+
+    whole = ranges(plan())
+    assert ranges(plan(("classifier", "dynamic"), ("*.0.*", "float"))) == whole
+    assert ranges(plan(ranges="entropy")) == whole
+    assert ranges(plan(("op:GELU", "static"))) != whole
+    assert len({node.key for each in (plan(), plan(ranges="entropy")) for node in each.nodes.values() if node.step.name == "quantize_tflite"}) == 2
+
+
+def test_smoothing_is_measured_for_the_lane_that_has_it() -> None:
+    data = ("probes", "calibration")
+    plan = make_plan(resolved(recipe=with_precision("litert", preset="static-int8", smoothing=0.5), data=data), [target()], HOST)
+    (outliers,) = (node for node in plan.nodes.values() if node.step.name == "measure_outliers")
+    assert [node.step.name for node in plan.users_of(outliers.id)] == ["export_tflite"]
+    assert outliers.inputs == {"checkpoint": "load_checkpoint", "calibration": "@calibration"}
+    dynamic = make_plan(resolved(recipe=with_precision("litert", preset="dynamic-int8", smoothing=0.5), data=data), [target()], HOST)
+    assert all(node.step.name != "measure_outliers" for node in dynamic.nodes.values())
+
+
 def test_an_optional_lane_that_is_not_possible_is_left_out_with_its_reason() -> None:
     plan = make_plan(resolved(), [target(onnx={"precision": "static-int8", "required": False})], HOST)
     litert, onnx = plan.lanes

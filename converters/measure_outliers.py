@@ -1,0 +1,72 @@
+"""How large the inputs of each linear layer become, channel by channel, on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._examples import by_length, read_examples
+from ._objective import Objective
+from ._task_model import load_model, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OUTLIERS_FILE = "outliers.npz"
+BATCH = 32
+
+
+class MeasureOutliers(Step):
+    """Run a checkpoint on calibration data and keep the largest absolute values."""
+
+    name: ClassVar[str] = "measure_outliers"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+    backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
+    extra: ClassVar[str | None] = "convert"
+    seconds_guess: ClassVar[float] = 15.0
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """A number for each input channel."""
+        return Spec(kind=Kind.EVIDENCE, task=inputs["checkpoint"].task)
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Write for each linear layer, by its path: float32 [inputs]. Padding counts too: a device computes it as well."""
+        import numpy as np
+        import torch
+
+        torch.set_num_threads(context.threads)
+        path, spec = inputs["checkpoint"]
+        context.report(None, "loading the model")
+        model, objective = load_model(path, spec.require_task()), Objective(spec, read_text(path))
+        found: dict[str, Any] = {}
+
+        def note(name: str) -> Any:
+            def hook(linear: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+                largest = given[0].abs().reshape(-1, given[0].shape[-1]).amax(dim=0)
+                found[name] = torch.maximum(found[name], largest) if name in found else largest
+            return hook
+
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(note(name))
+        batches = list(by_length(read_examples(inputs["checkpoint"], inputs["calibration"].path), BATCH))
+        with torch.inference_mode():
+            for number, batch in enumerate(batches):
+                context.report(number / len(batches), "measuring outliers")
+                objective.run(model, batch)
+        np.savez(out / OUTLIERS_FILE, **{name: values.numpy() for name, values in found.items()})
+        return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
+
+
+def read_outliers(inputs: Mapping[str, View]) -> dict[str, np.ndarray] | None:
+    """What was measured, where a step has it among its inputs."""
+    import numpy as np
+
+    if "outliers" not in inputs:
+        return None
+    with np.load(inputs["outliers"].path / OUTLIERS_FILE, allow_pickle=False) as data:
+        return dict(data)

@@ -1,0 +1,100 @@
+"""Outliers moved into weights: exactly the same answers in float, far better ones in static INT8 where there were outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from edgeexport.converters._quantization import QUANTIZATIONS
+from edgeexport.converters._smoothing import LEAST, smooth
+from edgeexport.converters._task_model import load_model, task_module
+from edgeexport.converters.measure_outliers import read_outliers
+from int8 import EMBEDDER, model_file
+from test_fake_quantization import with_outliers
+from tiny import LENGTHS, TEXTS
+from zoo import Zoo, as_rows
+
+from edgeexport.catalog import find_step
+from edgeexport.policy import Policy
+from edgeexport.session import Payload, Session
+from edgeexport.step import View
+
+
+def outliers_of(zoo: Zoo, checkpoint: View) -> View:
+    return zoo.run(find_step("measure_outliers")(), {"checkpoint": checkpoint, "calibration": zoo.calibration()})
+
+
+def test_outliers_are_the_largest_inputs(zoo: Zoo) -> None:
+    """Against the inputs that hooks see text by text, without padding."""
+    view = zoo.loaded(EMBEDDER)
+    rows = zoo.dataset("few", as_rows(TEXTS[5:60:9]))
+    found = read_outliers({"outliers": zoo.run(find_step("measure_outliers")(), {"checkpoint": view, "calibration": rows})})
+    model = load_model(view.path, EMBEDDER.task)
+    wanted: dict[str, np.ndarray] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            def note(linear: torch.nn.Module, given: tuple[torch.Tensor, ...], name: str = name) -> None:
+                wanted[name] = np.maximum(wanted.get(name, 0.0), given[0].abs().flatten(0, -2).amax(dim=0).numpy())
+            module.register_forward_pre_hook(note)
+    session = zoo.session(EMBEDDER, "onnx")
+    with torch.inference_mode():
+        for text in TEXTS[5:60:9]:
+            model(input_ids=torch.tensor([session.encode(text).ids]))
+    assert found is not None and found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert (found[name] >= values * (1 - 1e-5)).all(), name  # padding may be larger
+        assert np.median(found[name] / values) == pytest.approx(1, abs=0.02), name
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_in_float_nothing_changes(zoo: Zoo, strength: float) -> None:
+    view = with_outliers(zoo)
+    largest = read_outliers({"outliers": outliers_of(zoo, view)})
+    assert largest is not None
+    plain, module = (task_module(view.path, EMBEDDER.task, given, strength) for given in (None, largest))
+    assert [name for name, _ in module.named_modules()] == [name for name, _ in plain.named_modules()]
+    sample = {"input_ids": torch.randint(1, 60, (3, 12)), "attention_mask": torch.ones(3, 12, dtype=torch.int64)}
+    with torch.inference_mode():
+        wanted, found = (each(**sample)["sentence_embedding"] for each in (plain, module))
+    assert torch.allclose(found, wanted, atol=2e-6)
+
+    name = "model.encoder.layer.0.intermediate.dense"
+    before, after = (each.get_submodule(name) for each in (plain, module))
+    weights = before.weight.detach().numpy()
+    scale = largest[name.removeprefix("model.")] ** strength / np.abs(weights).max(axis=0) ** (1 - strength)
+    assert np.allclose(after.weight.detach().numpy(), weights * scale, rtol=1e-5)
+
+
+def test_a_channel_that_is_never_used_changes_nothing() -> None:
+    linear = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        linear.weight[:, 2] = 0
+    model, values = torch.nn.Sequential(linear), torch.randn(5, 4)
+    wanted = model(values)
+    smooth(model, {"0": np.array([1.0, 0.0, 0.0, 2.0], np.float32)}, 0.5)
+    assert torch.allclose(model(values), wanted, atol=1e-6)
+    assert torch.isfinite(linear.weight).all() and LEAST > 0
+
+
+@pytest.mark.parametrize("model_format", ["onnx", "tflite"])
+def test_static_int8_bears_outliers(zoo: Zoo, model_format: str) -> None:
+    """The vectors' mean distance becomes less than half; operators keep the names by which overrides know them."""
+    view = with_outliers(zoo)
+    outliers, original = outliers_of(zoo, view), zoo.original(EMBEDDER)
+    rules = Policy(default="static")
+    options = {"lengths": LENGTHS} if model_format == "tflite" else {}
+    distances, groups = {}, {}
+    for smoothing in (0.0, 0.5):
+        inputs = {"checkpoint": view} | ({"outliers": outliers} if smoothing else {})
+        model = zoo.run(find_step(f"export_{model_format}")(smoothing=smoothing, **options), inputs)
+        given = {"model": model, "checkpoint": view, "calibration": zoo.calibration()}
+        quantized = zoo.run(find_step(f"quantize_{model_format}")(precision="static-int8", policy=rules),
+                            {"model": model, "ranges": zoo.ranges(given, rules)})
+        runtime = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}[model_format]
+        session = Session(Payload(zoo.payload(view, quantized).path), "v", runtime)
+        found = [session.outputs(session.encode(text))["sentence_embedding"][0] for text in TEXTS[33:233:5]]
+        distances[smoothing] = 1 - np.mean([vector @ original.vector(text, "mean", normalize=True)
+                                            for text, vector in zip(TEXTS[33:233:5], found, strict=True)])
+        groups[smoothing] = {each.group for each in QUANTIZATIONS[model.spec.kind].chosen_operators(model_file(model), rules) if each.weights}
+    assert distances[0.5] < distances[0.0] / 2
+    assert groups[0.5] == groups[0.0]
