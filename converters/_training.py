@@ -117,7 +117,11 @@ class Trainer:
         every = max(1, self.steps // EVALUATIONS)
         if distance is not None and not self.progress.history:
             # A model that training makes worse stays as it was.
-            self._improves(self._measured(distance))
+            found = self._measured(distance)
+            if not math.isfinite(found):
+                raise StepFailed("Training cannot begin.", why="the answers of the untrained student are no numbers",
+                                 hint="are there infinite numbers in its weights?")
+            self._improves(found)
         begun, first = time.monotonic(), self.progress.step
         while self.progress.step < self.steps:
             loss = self._step(loss_of)
@@ -191,15 +195,18 @@ class Trainer:
         return float(self.accelerator.reduce(found, "mean"))
 
     def _improves(self, found: float) -> bool:
-        """Note a distance, and keep the best model; False where there was no progress for too long."""
+        """Note a distance, and keep the best model; False where there was no progress for too long.
+
+        The first steps may well lead away from a good beginning, so that is nothing that progress is measured by.
+        """
         progress = self.progress
         assert progress.history is not None
+        trained = [distance for step, distance in progress.history if step]
         progress.history.append((progress.step, found))
+        progress.waited = 0 if not trained or found < min(trained) else progress.waited + 1
         if progress.best is None or found < progress.best:
-            progress.best, progress.waited = found, 0
+            progress.best = found
             self._save_best()
-        else:
-            progress.waited += 1
         return progress.waited < self._schedule.patience
 
     # -- what lasts

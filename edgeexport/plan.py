@@ -164,7 +164,7 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     checkpoint = plan_compression(graph, resolved, loaded)
 
     judging = {name: f"@{name}" for name in resolved.judging}
-    lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, host) for target in targets for lane in target.lanes)
+    lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, loaded, host) for target in targets for lane in target.lanes)
     for plan in lanes:
         if plan.refusal is not None and plan.served and plan.lane.required:
             raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
@@ -202,7 +202,7 @@ def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
                         hint=f"end export.lengths at {longest}, or set model.max_length = {lengths[-1]}")
 
 
-def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, host: Host) -> LanePlan:
+def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, original: str, host: Host) -> LanePlan:
     task = resolved.spec.require_task()
     if task not in lane.tasks:
         return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"), served=False)
@@ -225,9 +225,19 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     measured = {"payload": payload, "inspection": inspection}
     answers = graph.must(f"measure_answers[{lane.runtime}: {variant}]",
                          make_step("measure_answers", **common, datasets=tuple(datasets), isa=host.isa), {**measured, **datasets})
-    speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]",
-                       make_step("measure_speed", **common, lengths=buckets(resolved), host=host.fingerprint), measured, alone=True)
+    timing: dict[str, Any] = {"lengths": buckets(resolved), "host": host.fingerprint}
+    if resolved.beside_original:
+        timing["original"] = f"{lane.format}-float32"
+        measured |= {"original": _float_payload(graph, resolved, lane, original)}
+    speed = graph.must(f"measure_speed[{lane.runtime}: {variant}]", make_step("measure_speed", **common, **timing), measured, alone=True)
     return LanePlan(target, lane, variant, exported, payload, answers, speed, inspection)
+
+
+def _float_payload(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str) -> str:
+    """The node that makes a lane's payload in float32; only for models that can be exported."""
+    exported = str(_export(graph, resolved, lane, checkpoint, Policy(default="float")))
+    variant = f"{lane.format}-float32"
+    return graph.must(f"assemble_payload[{variant}]", make_step("assemble_payload", variant=variant), {"checkpoint": checkpoint, "model": exported})
 
 
 def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, policy: Policy) -> str | Refusal:

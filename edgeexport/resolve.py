@@ -35,6 +35,7 @@ class Resolved:
             them.
         leaves: the same data sets as inputs of the graph.
         judging: the data sets on which the lanes are compared with the reference.
+        beside_original: whether lanes are timed beside the original in float32, so that the ratio does not depend on the machine's moment.
         base: where the source is an adapter, its base model.
         quantization: how the weights are quantized already.
     """
@@ -46,6 +47,7 @@ class Resolved:
     datasets: dict[str, Dataset]
     leaves: dict[str, Leaf]
     judging: tuple[str, ...]
+    beside_original: bool = False
     base: BaseModel | None = None
     quantization: Quantization | None = None
 

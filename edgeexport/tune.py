@@ -8,7 +8,6 @@ read once, for the winner.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,8 @@ from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
-from edgeexport.recipe import CompressSection, DistillSection, Precision, PruneSection, Recipe, VocabularySection
+from edgeexport.recipe import CompressSection, DistillSection, PruneSection, Recipe, VocabularySection
 from edgeexport.report.model import CandidateReport, SearchReport
-from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport
@@ -206,7 +204,6 @@ class Search:
             EdgeExportError: a step failed.
         """
         self._begun = time.monotonic()
-        self._float32 = self._float32_latencies()
         if not self._try(Candidate(parameters=self._parameters)):
             for candidate in self._untrained():
                 if self._try(candidate):
@@ -299,21 +296,20 @@ class Search:
     def _widest_by_speed(self, depth: float) -> float:
         """The width at which every lane should be as fast as wanted, at its shortest and at its longest length.
 
-        A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both.
+        A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both. All
+        times are shares of what the original takes in float32.
         """
         whole, narrow = self.trials[0], next((trial for trial in self.trials if trial.candidate.layers is None and trial.candidate.width < 1), None)
         widest = math.inf
         for number, lane in enumerate(whole.lanes):
             wanted = self.wish.speedup(lane.lane)
-            for length in lane.speedup:
+            for length, speedup in lane.speedup.items():
                 if wanted is None:
                     continue
-                full = lane.latency_ms[length]
-                slope = full
+                full = slope = 1 / speedup
                 if narrow is not None:
-                    slope = max(1e-9, full - narrow.lanes[number].latency_ms[length]) / (1 - narrow.candidate.width)
-                wanted_ms = self._float32[lane.lane][length] / (SPEED_MARGIN * wanted)
-                widest = min(widest, (wanted_ms / depth - (full - slope)) / slope)
+                    slope = max(1e-9, full - 1 / narrow.lanes[number].speedup[length]) / (1 - narrow.candidate.width)
+                widest = min(widest, (1 / (SPEED_MARGIN * wanted * depth) - (full - slope)) / slope)
         return widest
 
     def _train(self) -> None:
@@ -400,8 +396,9 @@ class Search:
             raise RecipeError("tune needs a metric to choose by.", why=f"there is none for {self.prepared.resolved.spec.task} yet",
                               hint="build with a recipe of your own choice instead")
         result = (report.untruncated or report.metrics)[0]
-        latency = {length: times["p50"] for length, times in report.speed.latency_ms.items()} if report.speed else {}
-        base = self._float32[report.lane]
+        speed = report.speed
+        assert speed is not None and speed.original_latency_ms is not None
+        latency, base = ({length: times["p50"] for length, times in found.items()} for found in (speed.latency_ms, speed.original_latency_ms))
         return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
                          speedup={length: base[length] / latency[length] for length in sorted({min(latency), max(latency)})},
                          metric=result.lane, reference=result.reference, drop=result.drop)
@@ -423,24 +420,9 @@ class Search:
                     shortfall += (1 - speedup / wanted) / len(lane.speedup)
         return tuple(misses), shortfall
 
-    def _float32_latencies(self) -> dict[str, dict[int, float]]:
-        """Lane → length → milliseconds of the original in float32, with the same lengths and threads."""
-        recipe = self.prepared.resolved.recipe
-        lanes = {lane.name: Precision(preset="float32") for target in self.prepared.targets for lane in target.lanes}
-        float32 = recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lanes": lanes})})
-        prepared = self.prepared.planned_anew(float32)
-        plans = [plan for plan in prepared.plan.lanes if plan.speed is not None]
-        entries = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run([str(plan.speed) for plan in plans])
-        found = {}
-        for plan in plans:
-            blob = entries[str(plan.speed)].artifact.tree[SPEED_FILE]
-            measured = json.loads(prepared.store.blob_path(blob).read_text(encoding="utf-8"))
-            found[plan.lane.name] = {int(length): times["p50"] for length, times in measured["latency_ms"].items()}
-        return found
-
 
 def on_development(prepared: Prepared) -> Prepared:
-    """The build judged by its development data.
+    """The build judged by its development data, and timed beside the original.
 
     Raises:
         RecipeError: there are none, or they have no labels.
@@ -451,7 +433,7 @@ def on_development(prepared: Prepared) -> Prepared:
         corpus = ' and corpus = "answers.jsonl"' if resolved.spec.task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} else ""
         raise RecipeError("tune needs labelled development data to choose by.", why="the evaluation data may judge, but not choose",
                           hint=f'add [data.development] with file = "…"{corpus} to the recipe')
-    chosen = replace(resolved, judging=("probes", "development"))
+    chosen = replace(resolved, judging=("probes", "development"), beside_original=True)
     return replace(prepared, resolved=chosen, plan=make_plan(chosen, prepared.targets, prepared.host))
 
 

@@ -30,6 +30,7 @@ class MeasureSpeed(Step):
         host: fingerprint of the machine.
         threads: threads of an operator.
         rounds: how often each length is timed.
+        original: which variant of the input ``original`` is timed beside it, in turn; None for none.
     """
 
     name: ClassVar[str] = "measure_speed"
@@ -46,6 +47,7 @@ class MeasureSpeed(Step):
     host: str
     threads: int = 1
     rounds: int = 15
+    original: str | None = None
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A few figures."""
@@ -55,8 +57,9 @@ class MeasureSpeed(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Check that the runtime has what the file asks for, and have the agent measure."""
         require_runnable(inputs["inspection"].path / INSPECTION_FILE, self.stand_in)
+        beside = {"original": {"payload": str(inputs["original"].path), "variant": self.original}} if self.original else {}
         found = run_job(Environment(self.stand_in), {
             "do": "speed", "payload": str(inputs["payload"].path), "variant": self.variant, "runtime": self.runtime,
-            "threads": self.threads, "lengths": list(self.lengths), "rounds": self.rounds}, out, context)
+            "threads": self.threads, "lengths": list(self.lengths), "rounds": self.rounds, **beside}, out, context)
         (out / SPEED_FILE).write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]

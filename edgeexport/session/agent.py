@@ -57,25 +57,36 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Load time in seconds, latency by length in milliseconds, and peak memory of a process that only runs this model.
 
     Each length gets a full text of that length. Rounds go through all lengths in turn, so that a slow moment of the machine meets them
-    all.
+    all; and through the original too, where the job has one to compare with, which is loaded when the memory has been read.
     """
     started = time.perf_counter()
     session = open_session(job)
     load_seconds = time.perf_counter() - started
-    feeds = full_texts(session, job["lengths"])
-    for full in feeds.values():
-        session.model.run(full)  # the first run allocates
+    sessions = {"latency_ms": session}
+    feeds = {"latency_ms": warmed(session, job["lengths"])}
     memory = peak_rss_mb()
-    times: dict[int, list[float]] = {length: [] for length in feeds}
+    if "original" in job:
+        other = sessions["original_latency_ms"] = open_session(job | job["original"])
+        feeds["original_latency_ms"] = warmed(other, job["lengths"])
+    times: dict[str, dict[int, list[float]]] = {name: {length: [] for length in full} for name, full in feeds.items()}
     for number in range(job["rounds"]):
         report(number / job["rounds"], f"timing, round {number + 1} of {job['rounds']}")
-        for length, full in feeds.items():
-            started = time.perf_counter()
-            session.model.run(full)
-            times[length].append(1000 * (time.perf_counter() - started))
-    latency = {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
-               for length, values in times.items()}
-    return {"load_seconds": load_seconds, "latency_ms": latency, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"]}
+        for length in feeds["latency_ms"]:
+            for name, each in sessions.items():
+                started = time.perf_counter()
+                each.model.run(feeds[name][length])
+                times[name][length].append(1000 * (time.perf_counter() - started))
+    latency = {name: {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
+                      for length, values in found.items()} for name, found in times.items()}
+    return {"load_seconds": load_seconds, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"], **latency}
+
+
+def warmed(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
+    """The inputs for texts of these lengths, each run once: the first run allocates."""
+    feeds = full_texts(session, lengths)
+    for full in feeds.values():
+        session.model.run(full)
+    return feeds
 
 
 def full_texts(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:

@@ -97,7 +97,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         largest_difference=None if None in differences else max(each for each in differences if each is not None),
         golden_tolerance=tolerance(question.reference["probes"], answers["probes"]),
         compute={"integer_weight_share": model.integer_weight_share, "integer_compute_share": model.integer_compute_share},
-        speed=SpeedReport(**{**speed, "latency_ms": {int(length): times for length, times in speed["latency_ms"].items()}}, how=how))
+        speed=SpeedReport.model_validate({**speed, "how": how}))
 
 
 def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], original: Mapping[str, Answers],

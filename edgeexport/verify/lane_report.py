@@ -54,12 +54,14 @@ class SpeedReport(Model):
     Attributes:
         load_seconds: from nothing to ready to run.
         latency_ms: length in tokens → ``p50`` and ``p95`` in milliseconds.
+        original_latency_ms: the same of the original in float32, timed in turn with it; None where that was not asked.
         peak_rss_mb: peak resident memory of a process that only runs this model, in MB of 2^20 bytes.
         threads: threads of an operator.
     """
 
     load_seconds: float
     latency_ms: dict[int, dict[str, float]]
+    original_latency_ms: dict[int, dict[str, float]] | None = None
     peak_rss_mb: float
     threads: int
     rounds: int

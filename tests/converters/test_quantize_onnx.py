@@ -127,4 +127,4 @@ def test_ranges_by_other_criteria_reach_the_file(zoo: Zoo, ranges: str) -> None:
     extremes, found = scales(policy("static")), scales(policy("static").model_copy(update={"ranges": ranges}))
     assert found.keys() == extremes.keys()
     assert all(found[name] <= 1.001 * extremes[name] for name in found)
-    assert sum(found[name] < 0.99 * extremes[name] for name in found) > len(found) / 4
+    assert sum(found[name] < 0.99 * extremes[name] for name in found) >= 3

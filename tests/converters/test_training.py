@@ -179,7 +179,7 @@ def test_a_state_is_good_only_if_its_loss_is_a_number(tmp_path: Path) -> None:
 
     def distance(model: Any) -> float:
         kept.append(len(kept))
-        if len(kept) == 3:
+        if len(kept) == 4:
             model.weight.data.fill_(math.nan)
         return 1.0 / len(kept)
 
@@ -191,9 +191,11 @@ def test_a_state_is_good_only_if_its_loss_is_a_number(tmp_path: Path) -> None:
 
 
 def test_a_distance_that_is_no_number_is_divergence(tmp_path: Path) -> None:
-    found = iter([math.nan, 3.0, 2.0, 1.0, 4.0, *[5.0] * 20])
+    found = iter([9.0, math.nan, 3.0, 2.0, 1.0, 4.0, *[5.0] * 20])
     _, progress = train(tmp_path / "a", distance=lambda model: next(found))
     assert progress.restarts == 1 and progress.best == 1.0
+    with pytest.raises(StepFailed, match="cannot begin"):
+        train(tmp_path / "b", distance=lambda model: math.nan)
 
 
 def test_divergence_again_and_again_is_an_error(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_loss_that_never_was_a_number_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_best_is_kept_and_training_ends_early(tmp_path: Path) -> None:
-    distances = [5.0, 3.0, 4.0, 3.5, 3.0, 1.0]
+    distances = [6.0, 5.0, 3.0, 4.0, 3.5, 3.0, 1.0]
     seen: list[dict[str, torch.Tensor]] = []
 
     def distance(model: Any) -> float:
@@ -223,18 +225,27 @@ def test_the_best_is_kept_and_training_ends_early(tmp_path: Path) -> None:
         return distances[len(seen) - 1]
 
     model, progress = train(tmp_path / "a", distance=distance)
-    assert progress.history == [(5, 5.0), (10, 3.0), (15, 4.0), (20, 3.5), (25, 3.0)]  # equal is no progress
+    assert progress.history == [(0, 6.0), (5, 5.0), (10, 3.0), (15, 4.0), (20, 3.5), (25, 3.0)]  # equal is no progress
     assert progress.best == 3.0 and progress.step == 25
     weights = by_hand(SCHEDULE, 25)
     assert same(model, weights[10]) and not same(model, weights[25])
-    assert all(torch.equal(tensor, weights[10][name]) for name, tensor in seen[1].items())
+    assert all(torch.equal(tensor, weights[10][name]) for name, tensor in seen[2].items())
+
+
+def test_a_model_that_training_makes_worse_stays_as_it_was(tmp_path: Path) -> None:
+    """Though training is let go on as long as it makes progress after its first steps."""
+    distances = iter([1.0, 5.0, 4.0, 3.0, 3.5, 2.5, *[2.0] * 10])
+    model, progress = train(tmp_path / "a", distance=lambda model: next(distances))
+    assert progress.best == 1.0
+    assert progress.step == 45  # two more than equal
+    assert same(model, by_hand(SCHEDULE, 1)[0])
 
 
 def test_the_last_step_is_looked_at(tmp_path: Path) -> None:
     _, progress = train(tmp_path / "a", distance=lambda model: float(random.random()), schedule=Schedule(0.7, 4, 0.01, 100, 0))
-    assert [step for step, _ in progress.history or ()] == [1, 2, 3, 4, 5, 6, 7]
+    assert [step for step, _ in progress.history or ()] == [0, 1, 2, 3, 4, 5, 6, 7]
     _, progress = train(tmp_path / "b", distance=lambda model: 1.0, schedule=Schedule(2.3, 4, 0.01, 100, 0))
-    assert [step for step, _ in progress.history or ()] == [*range(2, 23, 2), 23]
+    assert [step for step, _ in progress.history or ()] == [*range(0, 23, 2), 23]
 
 
 @settings(max_examples=50, deadline=None)

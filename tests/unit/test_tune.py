@@ -46,17 +46,15 @@ def trial(size: float = 20e6, quality: float = 0.7, latency: float = 10.0, speed
     return Trial(candidate=Candidate(parameters=1), lanes=(lane,), misses=(), shortfall=shortfall, seconds=1.0)
 
 
-def search(wanted: Wish, *trials: Trial, float32: float = 20.0) -> Search:
-    found = Search(prepared(), wanted, None, lambda event: None, trials=list(trials))  # type: ignore[arg-type]
-    found._float32 = {"litert": {16: float32 / 10, 128: float32}}
-    return found
+def search(wanted: Wish, *trials: Trial) -> Search:
+    return Search(prepared(), wanted, None, lambda event: None, trials=list(trials))  # type: ignore[arg-type]
 
 
 def test_structures_are_the_widest_that_should_fulfil_the_wish() -> None:
     """Latency here is 2 ms a layer that stays and 8 ms that go with its width; float32 takes 150 ms, so that 50 are wanted."""
-    whole, narrow = (trial(PARAMETERS + 1.2e6, latency=6 * (2 + 8 * width)) for width in (1.0, 0.35))
+    whole, narrow = (trial(PARAMETERS + 1.2e6, speedup=150 / (6 * (2 + 8 * width))) for width in (1.0, 0.35))
     narrow = narrow.model_copy(update={"candidate": Candidate(width=0.35, parameters=1)})
-    found = search(wish(11.4, speedup=3.0), whole, narrow, float32=150.0)._structures()
+    found = search(wish(11.4, speedup=3.0), whole, narrow)._structures()
     assert len(found) >= 3
     for candidate in found:
         layers, width = candidate.layers or 6, candidate.width
