@@ -61,6 +61,8 @@ def chosen_operators(path: Path, policy: Policy) -> Iterator[ChosenOperator]:
         scheme, _ = matcher.scheme(node.op_type, names)
         if scheme == "float" or node.op_type not in WEIGHTED:
             continue
+        if scheme == "static" and node.op_type not in STATIC:
+            scheme = "dynamic"
         matrix = next((constants[name] for name in weights if len(constants[name]) > 1), ())
         lookup = node.op_type == "Gather"
         read = [name for name in node.input if name not in constants and name not in integers and not lookup]
@@ -112,12 +114,10 @@ def quantize_static(path: Path, left: Sequence[str], ranges: Mapping[str, tuple[
     from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
     given = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    # The second name is what onnxruntime calls the product that it makes of a Gemm before it looks at this list.
-    excluded = [name for each in left for name in (each, f"{each}_MatMul")]
     with TemporaryDirectory() as place:
         known = Path(place) / "ranges.json"
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, given), known)
-        quantize(path, target, None, quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=excluded,
+        quantize(path, target, None, quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=list(left),
                  op_types_to_quantize=sorted(STATIC), calibrate_method=CalibrationMethod.MinMax, activation_type=QuantType.QUInt8,
                  weight_type=QuantType.QUInt8, calibration_cache_path=known)
 
@@ -137,6 +137,8 @@ def histograms(path: Path, chosen: Iterable[ChosenOperator], feeds: Mapping[int,
     import onnxruntime
 
     wanted = sorted({name for each in chosen if each.scheme == "static" for name in each.activations})
+    if not wanted:
+        return {}
     model = onnx.load(path)
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted if name not in present)

@@ -7,6 +7,7 @@ normalization could take it over only where nothing else reads its output, and i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,16 @@ def smooth(model: torch.nn.Module, largest: Mapping[str, np.ndarray], strength: 
 
     Args:
         model: in float.
-        largest: path of a linear layer → largest absolute value of each input channel, float32 [inputs].
+        largest: path of a linear layer → largest absolute value of each input channel, float32 [inputs]; layers without it stay as they are.
         strength: 0 leaves all of the outliers to the activations, 1 moves them all into the weights.
     """
     import torch
 
+    shared = Counter(id(module.weight) for module in model.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)))
     for name, linear in model.named_modules():
-        if name not in largest:
+        # A matrix that tokens are looked up in too stays as it is.
+        if name not in largest or not isinstance(linear, torch.nn.Linear) or shared[id(linear.weight)] > 1:
             continue
-        assert isinstance(linear, torch.nn.Linear)
         inputs = torch.from_numpy(largest[name]).clamp_min(LEAST)
         with torch.no_grad():
             scale = inputs**strength / linear.weight.abs().amax(dim=0).clamp_min(LEAST) ** (1 - strength)

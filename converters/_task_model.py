@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.artifact import Task
@@ -75,21 +76,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def task_module(directory: Path, task: Task, outliers: Mapping[str, np.ndarray] | None = None, smoothing: float = 0.0) -> torch.nn.Module:
+def task_module(directory: Path, task: Task, outliers: Mapping[str, np.ndarray] = MappingProxyType({}), smoothing: float = 0.0) -> torch.nn.Module:
     """The module to export: inputs as in the text spec, outputs as in :mod:`edgeexport.session.tasks`.
 
     Args:
         directory: a checkpoint artifact.
         task: the task.
-        outliers: of the inputs of linear layers, as :func:`smooth` takes them; None to leave the model as it is.
+        outliers: of the inputs of linear layers, as :func:`smooth` takes them.
         smoothing: how much of them moves into the weights, from 0 to 1.
     """
     import torch
 
     spec = read_text(directory)
     model = load_model(directory, task, attention="eager")
-    if outliers is not None:
-        smooth(model, outliers, smoothing)
+    smooth(model, outliers, smoothing)
     neighbours = joins_neighbours(model)
     own_code = brings_model(directory)
 

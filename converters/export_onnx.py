@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
 from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
 from edgeexport.session.tasks import output_names
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -26,7 +25,7 @@ class ExportOnnx(Step):
 
     Attributes:
         opset: version of the ONNX operator set.
-        smoothing: how much of measured outliers moves into the weights; see :mod:`._smoothing`.
+        smoothed: the policy by which measured outliers move into the weights; see :mod:`._smoothing`.
     """
 
     name: ClassVar[str] = "export_onnx"
@@ -36,7 +35,7 @@ class ExportOnnx(Step):
     seconds_guess: ClassVar[float] = 20.0
 
     opset: int = 18
-    smoothing: float = Field(0.0, ge=0, le=1)
+    smoothed: Policy = Policy(default="float")
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 graph of about the size of the weights."""
@@ -55,7 +54,7 @@ class ExportOnnx(Step):
         torch.set_num_threads(context.threads)
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
-        module = task_module(path, spec.require_task(), read_outliers(inputs), self.smoothing)
+        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing)
         text = read_text(path)
 
         # Two rows, since a batch of one would be taken for a constant.

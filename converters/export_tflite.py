@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
 from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -22,7 +21,7 @@ class ExportTflite(Step):
 
     Attributes:
         lengths: length buckets in tokens, rising; the last is the longest text.
-        smoothing: how much of measured outliers moves into the weights; see :mod:`._smoothing`.
+        smoothed: the policy by which measured outliers move into the weights; see :mod:`._smoothing`.
     """
 
     name: ClassVar[str] = "export_tflite"
@@ -32,7 +31,7 @@ class ExportTflite(Step):
     seconds_guess: ClassVar[float] = 40.0
 
     lengths: tuple[int, ...]
-    smoothing: float = Field(0.0, ge=0, le=1)
+    smoothed: Policy = Policy(default="float")
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 model of about the size of the weights."""
@@ -52,7 +51,7 @@ class ExportTflite(Step):
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
         text = read_text(path)
-        module = task_module(path, spec.require_task(), read_outliers(inputs), self.smoothing)
+        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing)
         converter = litert_torch
         for length in self.lengths:
             sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}

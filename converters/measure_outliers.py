@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._examples import by_length, read_examples
 from ._objective import Objective
+from ._overrides import Matcher
 from ._task_model import load_model, read_text
 
 if TYPE_CHECKING:
@@ -62,11 +64,12 @@ class MeasureOutliers(Step):
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
 
 
-def read_outliers(inputs: Mapping[str, View]) -> dict[str, np.ndarray] | None:
-    """What was measured, where a step has it among its inputs."""
+def read_outliers(inputs: Mapping[str, View], policy: Policy) -> dict[str, np.ndarray]:
+    """What was measured of the layers that a policy makes static; nothing where a step has no measurement among its inputs."""
     import numpy as np
 
     if "outliers" not in inputs:
-        return None
+        return {}
+    matcher = Matcher(policy)
     with np.load(inputs["outliers"].path / OUTLIERS_FILE, allow_pickle=False) as data:
-        return dict(data)
+        return {name: values for name, values in data.items() if matcher.scheme("", {name})[0] == "static"}

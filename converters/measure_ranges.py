@@ -28,7 +28,8 @@ class MeasureRanges(Step):
 
     name: ClassVar[str] = "measure_ranges"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}),
+        "calibration": frozenset({Kind.DATASET})}
     backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "onnxruntime", "onnx")
     seconds_guess: ClassVar[float] = 30.0
 

@@ -37,7 +37,8 @@ class MeasureSensitivity(Step):
 
     name: ClassVar[str] = "measure_sensitivity"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}),
+        "calibration": frozenset({Kind.DATASET})}
     backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers", "onnxruntime", "onnx")
     seconds_guess: ClassVar[float] = 120.0
 

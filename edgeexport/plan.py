@@ -249,7 +249,7 @@ def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, polic
         if resolved.spec.kind is not Kind.CHECKPOINT:
             return Refusal(reason=f"the outliers of a {resolved.spec.kind} can't be moved into its weights", hint="take smoothing out")
         inputs["outliers"] = graph.must("measure_outliers", make_step("measure_outliers"), inputs | {"calibration": "@calibration"})
-        options["smoothing"] = policy.smoothing
+        options["smoothed"] = policy.measured.model_copy(update={"smoothing": policy.smoothing})
     return graph.add(export, make_step(export, **options), inputs)
 
 

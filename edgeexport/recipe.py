@@ -179,11 +179,15 @@ class Recipe(Model):
 
         Raises:
             UnknownName: no such preset.
+            RecipeError: an option that the preset has no use for.
         """
         chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
         policy = preset(lane.format, chosen.preset)
         if chosen.overrides or (chosen.ranges, chosen.smoothing) != (policy.ranges, policy.smoothing):
             policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges, smoothing=chosen.smoothing)
+            if policy.smoothing and not policy.needs_calibration:
+                raise RecipeError(f"There is nothing to smooth in the lane '{lane.name}'.", why=f"{chosen.preset} has no static activations",
+                                  hint="take smoothing out, or choose static-int8")
             return f"{chosen.preset}-{digest_json(policy.model_dump())[:6]}", policy
         return chosen.preset, policy
 

@@ -82,7 +82,8 @@ class Repairer:
             return trials[count]
 
         repaired = Repair(lane=plan.lane.name, causes=causes)
-        if not ladder or not passes(len(ladder)):
+        # Where the texts that choose see no harm, nothing says what would mend it.
+        if not ladder or passes(0) or not passes(len(ladder)):
             return repaired.model_copy(update={"trials": trials}), self.prepared.resolved.recipe
         low, high = 0, len(ladder)  # low fails, high passes
         while high - low > 1:
@@ -176,7 +177,7 @@ def repaired(evaluation: Evaluation, limits: Limits, tell: Callable[[Event], Non
     found: dict[tuple[str, str], Repair] = {}
     prepared = evaluation.prepared
     for plan in evaluation.lanes:
-        if plan.variant is None or not _suffers(evaluation.report(plan)) or repairable(prepared, plan) is not None:
+        if plan.variant is None or not suffers(evaluation.report(plan), prepared.resolved.recipe) or repairable(prepared, plan) is not None:
             continue
         repairer = Repairer(prepared, limits, tell)
         repair = Repair(lane=plan.lane.name, causes=repairer.causes(plan))
@@ -195,9 +196,10 @@ def repaired(evaluation: Evaluation, limits: Limits, tell: Callable[[Event], Non
     return after, found
 
 
-def _suffers(report: LaneReport) -> bool:
-    """Whether a lane's answers, not its size or its operators, cost it the verdict."""
-    return any(check.verdict is Verdict.FAIL for check in report.checks if check.group in {"parity", "task metric"})
+def suffers(report: LaneReport, recipe: Recipe) -> bool:
+    """Whether a lane's answers, not its size or its operators, cost it the verdict; and quantization, not what was taken out of the model."""
+    groups = {"parity"} if recipe.compress.changes_model else {"parity", "task metric"}
+    return any(check.verdict is Verdict.FAIL for check in report.checks if check.group in groups)
 
 
 def _with_costs(repair: Repair, before: LaneReport, after: LaneReport) -> Repair:

@@ -61,7 +61,8 @@ class Step(Model):
 
     Attributes:
         name: the registered name; for a converter, the name of its file.
-        consumes: input name → the kinds it accepts. Inputs beyond these are data sets named by the plan.
+        consumes: input name → the kinds it accepts. Inputs beyond these are optional: data sets named by the plan, and what an
+            option asks for.
         backends: distributions whose versions are part of the key.
         extra: the optional dependency group that the step needs.
         heavy: whether it runs in a supervised process of its own.

@@ -1,178 +1,56 @@
 """Search for the smallest, fastest model that is still good enough. Each candidate is a recipe, and evaluating it is running its plan.
 
 Cheap candidates come first: INT8 alone, then what needs no training. From these it is known how bytes and milliseconds go with the shape, so
-that for each number of layers the widest model that should fulfil the wish is tried next, each trained for a short time; the best of them is
-trained for the rest of it. Everything that two candidates share is done once. What chooses are the development data; the evaluation data are
-read once, for the winner.
+that for each number of layers the widest model that should fulfil the wish is trained for a short time; the one that comes nearest to the
+original is trained for the rest of it. Everything that two candidates share is done once. What chooses are the development data; the evaluation
+data are read once, for the winner.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tomli_w
 
-from edgeexport.artifact import Model, Task
+from edgeexport.artifact import Task
+from edgeexport.candidates import Candidate, LaneTrial, Outlook, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
-from edgeexport.recipe import CompressSection, DistillSection, PruneSection, Recipe, VocabularySection
+from edgeexport.recipe import Recipe
 from edgeexport.report.model import CandidateReport, SearchReport
 from edgeexport.schedule import Event, Limits, Scheduler
-from edgeexport.verify.intervals import Estimate
+from edgeexport.store import Entry
 from edgeexport.verify.lane_report import LaneReport
 
 # A text's training step costs forward and backward; an inference forward alone, in larger batches.
 TRAINING_COST = 3.5
-# Shares of the layers that are tried.
-DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)
-# A model of this width is timed, untrained, to know how latency goes with width.
-TIMED_WIDTH = 0.35
-# Narrower than this share of its heads and neurons, a layer is better left out.
-LEAST_WIDTH = 0.15
-# Shares of the vocabulary that are kept at least, each a way to divide the bytes between tokens and layers. With fewer tokens than the least,
-# words of the user's own texts are cut to pieces.
-VOCABULARIES = (0.6, 0.3)
-# Predicted speed may be missed by about as much as two measurements of one model differ.
-SPEED_MARGIN = 1.05
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
 TRYING = 0.25
 LEAST_EPOCHS = 0.5
+TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
 
 
-class Wish(Model):
-    """What the user wants.
-
-    Attributes:
-        max_size_mb: of each lane's file, in MB of 10^6 bytes; None for no limit.
-        max_drop: of the task metric on the development data, as a share.
-        min_speedup: of each lane against its float32 form, at the shortest and the longest length; None for no limit.
-        lane_speedups: the same for single lanes, in place of `min_speedup`.
-        minutes: for search and training.
-    """
-
-    max_size_mb: float | None
-    max_drop: float
-    min_speedup: float | None
-    lane_speedups: dict[str, float] = {}
-    minutes: float
-
-    def speedup(self, lane: str) -> float | None:
-        """What is wanted of a lane; None for no limit."""
-        return self.lane_speedups.get(lane, self.min_speedup)
-
-    @property
-    def for_speed(self) -> bool:
-        """Whether a speed is wanted at all."""
-        return self.min_speedup is not None or bool(self.lane_speedups)
-
-
-class Candidate(Model):
-    """A way to make the model smaller.
+@dataclass(frozen=True)
+class Scout:
+    """A candidate that was trained for a short time.
 
     Attributes:
-        vocabulary: tokens to keep; None for all.
-        layers: to keep; None for all.
-        width: share of heads and neurons to keep.
-        epochs: of training; 0 for none.
-        parameters: predicted number of weights.
-        compute: predicted share of the original's multiply-accumulates in layers.
-    """
-
-    vocabulary: int | None = None
-    layers: int | None = None
-    width: float = 1.0
-    epochs: float = 0.0
-    parameters: int
-    compute: float = 1.0
-
-    @property
-    def section(self) -> CompressSection:
-        """The recipe's section that says it."""
-        prune = PruneSection(layers=self.layers, heads=self.width, neurons=self.width) if self.layers is not None or self.width < 1 else None
-        return CompressSection(vocabulary=VocabularySection(size=self.vocabulary) if self.vocabulary else None, prune=prune,
-                               distill=DistillSection(epochs=self.epochs) if self.epochs else None)
-
-    @property
-    def title(self) -> str:
-        """A short name for tables."""
-        parts = [f"{self.vocabulary:,} tokens"] if self.vocabulary else []
-        parts += [f"{self.layers} layers"] if self.layers is not None else []
-        parts += [f"width {self.width:g}"] if self.width < 1 else []
-        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
-        return ", ".join(parts) or "INT8 alone"
-
-
-class LaneTrial(Model):
-    """What a candidate came to in a lane: bytes, speed against float32 at the shortest and longest length, and the metric."""
-
-    lane: str
-    size_bytes: int
-    latency_ms: dict[int, float]
-    speedup: dict[int, float]
-    metric: Estimate
-    reference: Estimate
-    drop: Estimate
-
-
-class Trial(Model):
-    """An evaluated candidate.
-
-    Attributes:
-        candidate: what was tried.
-        lanes: what came out in each required lane.
-        misses: what of the wish it does not fulfil, in words; empty where it fulfils all.
-        shortfall: how far it is from the wish: 0 where it is fulfilled, 1 where a limit is missed by its own size.
-        seconds: that it took, training included.
-        training_seconds: of them, for training.
-        starting_seconds: of those, before training began.
-        distance: of its answers to the development data from the original's, after training; 0 for one that was not trained.
+        candidate: the candidate.
+        distance: of its answers to the development data from the original's.
+        starting_seconds: before training began.
+        epoch_seconds: that an epoch took.
     """
 
     candidate: Candidate
-    lanes: tuple[LaneTrial, ...]
-    misses: tuple[str, ...]
-    shortfall: float
-    seconds: float
-    training_seconds: float = 0.0
-    starting_seconds: float = 0.0
-    distance: float = 0.0
-
-    @property
-    def epoch_seconds(self) -> float:
-        """How long an epoch of training took."""
-        return max(self.training_seconds - self.starting_seconds, 1.0) / self.candidate.epochs
-
-    @property
-    def size(self) -> int:
-        """Bytes of the largest lane."""
-        return max(lane.size_bytes for lane in self.lanes)
-
-    @property
-    def worst(self) -> LaneTrial:
-        """The lane with the lowest metric."""
-        return min(self.lanes, key=lambda lane: lane.metric.value)
-
-    @property
-    def quality(self) -> float:
-        """The metric of the worst lane."""
-        return self.worst.metric.value
-
-    @property
-    def latency(self) -> float:
-        """Milliseconds at the longest length, of the slowest lane."""
-        return max(lane.latency_ms[max(lane.latency_ms)] for lane in self.lanes)
-
-    @property
-    def speedup(self) -> float:
-        """Against float32, of the slowest lane at its slower length."""
-        return min(min(lane.speedup.values()) for lane in self.lanes)
+    distance: float
+    starting_seconds: float
+    epoch_seconds: float
 
 
 @dataclass
@@ -184,6 +62,7 @@ class Search:
         wish: what is wanted.
         limits: jobs and memory.
         tell: told what the steps do.
+        announce: told of each trial.
         trials: what was evaluated, in order.
         refused: candidates that can't be made, with the reason.
     """
@@ -204,8 +83,8 @@ class Search:
             EdgeExportError: a step failed.
         """
         self._begun = time.monotonic()
-        if not self._try(Candidate(parameters=self._parameters)):
-            for candidate in self._untrained():
+        if not self._try(Candidate(parameters=self._outlook.shape["parameters"])):
+            for candidate in self._outlook.untrained():
                 if self._try(candidate):
                     break
             else:
@@ -225,145 +104,94 @@ class Search:
         front = self.pareto
         candidates = tuple(CandidateReport(
             title=trial.candidate.title, size_bytes=trial.size, latency_ms=trial.latency, speedup=trial.speedup, metric=trial.worst.metric,
-            front=trial in front, chosen=trial is chosen, misses=trial.misses) for trial in self.trials)
+            front=trial in front, chosen=trial is chosen, misses=tuple(miss.words for miss in trial.misses)) for trial in self.trials)
         return SearchReport(candidates=candidates, reference=self.trials[0].lanes[0].reference)
-
-    # -- what there is to try
-
-    @property
-    def _parameters(self) -> int:
-        return int(self.prepared.resolved.spec.parameters or 0)
-
-    def _shape(self, name: str) -> int:
-        return int(self.prepared.resolved.spec.facts.get(name) or 0)
-
-    @property
-    def _room(self) -> float:
-        """How many weights of 8 bits fit: what the largest lane holds besides (scales, tables in float, operators) is taken for constant, so
-        that a prediction errs on the safe side."""
-        if self.wish.max_size_mb is None:
-            return math.inf
-        besides = self.trials[0].size - self._parameters if self.trials else 0
-        return self.wish.max_size_mb * 1e6 - besides
-
-    def _with_vocabulary(self, candidate: Candidate) -> Candidate:
-        """The candidate with as many tokens as fit."""
-        if candidate.parameters <= self._room:
-            return candidate
-        vocabulary, width = self._shape("vocabulary"), self._shape("embedding_width")
-        kept = vocabulary - math.ceil((candidate.parameters - self._room) / max(width, 1))
-        return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - (vocabulary - kept) * width})
-
-    def _fits(self, candidate: Candidate) -> bool:
-        """Whether it keeps enough tokens."""
-        return candidate.vocabulary is None or candidate.vocabulary >= min(VOCABULARIES) * self._shape("vocabulary")
-
-    def _shaped(self, layers: int, width: float) -> Candidate:
-        """A candidate of so many layers, each of a share of its heads and neurons, and as many tokens as fit."""
-        whole, inside = self._shape("layers"), self._shape("layer_parameters")
-        # Heads and neurons scale what lies in attention and in feed-forward networks alike.
-        compute = layers / whole * width
-        return self._with_vocabulary(Candidate(layers=layers if layers < whole else None, width=width, compute=compute,
-                                               parameters=self._parameters - inside + round(inside * compute)))
-
-    def _untrained(self) -> Iterator[Candidate]:
-        """Candidates that need no training: a smaller vocabulary alone; where speed is wanted, also a narrow model, whose speed tells that of
-        others."""
-        layers = self._shape("layers")
-        smaller = self._shaped(layers, 1.0)
-        if smaller.vocabulary is not None and self._fits(smaller) and not self.wish.for_speed:
-            yield smaller
-        if self.wish.for_speed and layers:
-            yield self._shaped(layers, TIMED_WIDTH)
-
-    def _structures(self) -> list[Candidate]:
-        """What to train: for each number of layers the widest that should fulfil the wish, with more tokens and with fewer."""
-        layers, found = self._shape("layers"), []
-        for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS if layers):
-            for share in VOCABULARIES:
-                width = min(1.0, self._widest_by_speed(count / layers), self._widest_by_size(count / layers, share))
-                candidate = self._shaped(count, math.floor(width * 100) / 100)
-                if width >= LEAST_WIDTH and self._fits(candidate) and candidate.section.changes_model and candidate not in found:
-                    found.append(candidate)
-        return sorted(found, key=lambda candidate: (-round(candidate.compute, 1), -(candidate.layers or layers)))
-
-    def _widest_by_size(self, depth: float, share: float) -> float:
-        """The width at which a share of the vocabulary fits; more than 1 where there is room left."""
-        tokens = round((1 - share) * self._shape("vocabulary")) * self._shape("embedding_width")
-        inside = self._shape("layer_parameters")
-        return (self._room - (self._parameters - inside - tokens)) / max(1.0, inside * depth)
-
-    def _widest_by_speed(self, depth: float) -> float:
-        """The width at which every lane should be as fast as wanted, at its shortest and at its longest length.
-
-        A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both. All
-        times are shares of what the original takes in float32.
-        """
-        whole, narrow = self.trials[0], next((trial for trial in self.trials if trial.candidate.layers is None and trial.candidate.width < 1), None)
-        widest = math.inf
-        for number, lane in enumerate(whole.lanes):
-            wanted = self.wish.speedup(lane.lane)
-            for length, speedup in lane.speedup.items():
-                if wanted is None:
-                    continue
-                full = slope = 1 / speedup
-                if narrow is not None:
-                    slope = max(1e-9, full - 1 / narrow.lanes[number].speedup[length]) / (1 - narrow.candidate.width)
-                widest = min(widest, (1 / (SPEED_MARGIN * wanted * depth) - (full - slope)) / slope)
-        return widest
-
-    def _train(self) -> None:
-        """Train the largest structures for a short time each, and the best of them for the rest."""
-        shortlist = self._structures()[:SHORTLIST]
-        if not shortlist:
-            return
-        rate = self._epoch_seconds(shortlist[0])
-        seconds = TRYING * self._left() / len(shortlist)
-        # Evaluating takes each candidate about as long as the first.
-        evaluating = self.trials[0].seconds
-        tried: list[Trial] = []
-        for candidate in shortlist:
-            epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
-            if self._left() < epochs * rate * candidate.compute + evaluating:
-                break
-            known = len(self.trials)
-            if self._try(candidate.model_copy(update={"epochs": epochs})):
-                return
-            for trial in self.trials[known:]:
-                tried.append(trial)
-                rate = trial.epoch_seconds / candidate.compute
-                evaluating = trial.seconds - trial.training_seconds
-        if not tried:
-            return
-        # How far the answers are from the teacher's is known far better than how many of them are right.
-        best = min(tried, key=lambda trial: trial.distance)
-        # Afterwards the winner is evaluated once more, on the evaluation data.
-        epochs = round((self._left() - 2 * evaluating - best.starting_seconds) / best.epoch_seconds, 1)
-        if epochs > best.candidate.epochs:
-            self._try(best.candidate.model_copy(update={"epochs": epochs}))
-
-    def _left(self) -> float:
-        return self.wish.minutes * 60 - (time.monotonic() - self._begun)
-
-    def _epoch_seconds(self, candidate: Candidate) -> float:
-        """Seconds that one epoch of the whole model would take, from what the teacher took to read the texts once."""
-        prepared = self.prepared.planned_anew(self._recipe(candidate.model_copy(update={"epochs": 1.0})))
-        teacher = next(node.id for node in prepared.plan.nodes.values() if node.step.name == "compute_teacher")
-        entry = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run([teacher])[teacher]
-        return TRAINING_COST * entry.run.seconds
-
-    # -- trying
 
     def recipe_of(self, trial: Trial) -> Recipe:
         """The recipe of a candidate that was tried."""
         return self._recipe(trial.candidate)
+
+    @property
+    def _outlook(self) -> Outlook:
+        spec = self.prepared.resolved.spec
+        facts = {name: int(spec.facts.get(name) or 0) for name in ("vocabulary", "embedding_width", "layers", "layer_parameters")}
+        return Outlook(self.wish, {"parameters": int(spec.parameters or 0), **facts}, self.trials)
+
+    # -- training
+
+    def _train(self) -> None:
+        """Train the shortlist for a short time each, and the best of it for the rest."""
+        shortlist = self._outlook.structures()[:SHORTLIST]
+        try:
+            rate = self._seconds_of_an_epoch() if shortlist else 0.0
+        except (PlanError, RecipeError) as exc:
+            self.refused.append(f"training: {exc.what}")
+            return
+        seconds = TRYING * self._left() / max(1, len(shortlist))
+        scouts: list[Scout] = []
+        for candidate in shortlist:
+            epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
+            if self._left() < epochs * rate * candidate.compute + self._evaluating:
+                break
+            scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
+            if scout is not None:
+                scouts.append(scout)
+                rate = scout.epoch_seconds / candidate.compute
+        # How far the answers are from the original's is known far better than how many of them are right.
+        scouts.sort(key=lambda scout: scout.distance)
+        for scout in scouts:
+            if self._try(scout.candidate):
+                return
+            if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
+                self._train_on(scout)
+                return
+
+    def _train_on(self, scout: Scout) -> None:
+        """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""
+        epochs = round((self._left() - 2 * self._evaluating - scout.starting_seconds) / scout.epoch_seconds, 1)
+        if epochs > scout.candidate.epochs:
+            self._try(scout.candidate.model_copy(update={"epochs": epochs}))
+
+    def _scout(self, candidate: Candidate) -> Scout | None:
+        """Train a candidate, without exporting it; None where it can't be made."""
+        try:
+            prepared = self.prepared.planned_anew(self._recipe(candidate))
+        except (PlanError, RecipeError) as exc:
+            self.refused.append(f"{candidate.title}: {exc.what}")
+            return None
+        steps = {node.id: node.step.name for node in prepared.plan.nodes.values() if node.step.name in TRAINING_STEPS}
+        entries = self._run(prepared, list(steps))
+        (trained,) = (entry for node, entry in entries.items() if steps.get(node) == "distill")
+        training = trained.artifact.spec.facts["training"]
+        # The teacher's answers to the few development data take hardly longer than it takes to start.
+        starting = min(entry.run.seconds for node, entry in entries.items() if node in steps)
+        epochs = candidate.epochs * training["steps"] / training["of"]
+        return Scout(candidate, min(distance for _, distance in training["history"]), starting,
+                     max(trained.run.seconds - starting, 1.0) / epochs)
+
+    def _seconds_of_an_epoch(self) -> float:
+        """Seconds that one epoch of the whole model would take, from what the teacher took to read the texts once.
+
+        Raises:
+            PlanError: there is nothing to train on.
+        """
+        prepared = self.prepared.planned_anew(self._recipe(Candidate(epochs=1.0, parameters=0)))
+        teacher = next(node.id for node in prepared.plan.nodes.values() if node.step.name == "compute_teacher")
+        return TRAINING_COST * self._run(prepared, [teacher])[teacher].run.seconds
+
+    def _run(self, prepared: Prepared, wanted: list[str]) -> dict[str, Entry]:
+        return Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run(wanted)
+
+    def _left(self) -> float:
+        return self.wish.minutes * 60 - (time.monotonic() - self._begun)
+
+    # -- trying
 
     def _recipe(self, candidate: Candidate) -> Recipe:
         return self.prepared.resolved.recipe.model_copy(update={"compress": candidate.section})
 
     def _try(self, candidate: Candidate) -> bool:
         """Evaluate a candidate; whether it fulfils the wish. One that can't be made is no end of the search."""
-        begun = time.monotonic()
         try:
             evaluation = Evaluation(self.prepared.planned_anew(self._recipe(candidate)), self.limits, self.tell)
         except (PlanError, RecipeError) as exc:
@@ -371,25 +199,21 @@ class Search:
                 raise
             self.refused.append(f"{candidate.title}: {exc.what}")
             return False
-        reports = [evaluation.report(plan) for plan in evaluation.lanes if plan.variant is not None and plan.lane.required]
-        lanes = tuple(self._lane(report) for report in reports)
-        misses, shortfall = self._misses(lanes)
-        trial = Trial(candidate=candidate, lanes=lanes, misses=misses, shortfall=shortfall, seconds=time.monotonic() - begun,
-                      **self._training(evaluation))
+        lanes = tuple(self._lane(report) for report in self._judged(evaluation))
+        trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
+        # What was stored took its time too, when it was made.
+        names = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values()}
+        seconds = sum(entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS)
+        self._evaluating = seconds / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)
-        return not misses
+        return not trial.misses
 
-    def _training(self, evaluation: Evaluation) -> dict[str, float]:
-        """How long training took and how far it came; nothing where there was none."""
-        found = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values() if node.step.name in {"distill", "compute_teacher"}}
-        trained = next((node for node, step in found.items() if step == "distill"), None)
-        if trained is None:
-            return {}
-        seconds = {node: evaluation.seconds(node) for node in found}
-        history = evaluation.facts(trained)["training"]["history"]
-        # The teacher's answers to the few development data take hardly longer than it takes to start.
-        return {"training_seconds": seconds[trained], "starting_seconds": min(seconds.values()), "distance": min(value for _, value in history)}
+    def _judged(self, evaluation: Evaluation) -> list[LaneReport]:
+        """The lanes that count: those that are required or have a wish of their own; where there are none, all."""
+        offered = [plan for plan in evaluation.lanes if plan.variant is not None]
+        counted = [plan for plan in offered if plan.lane.required or plan.lane.name in self.wish.lane_speedups]
+        return [evaluation.report(plan) for plan in counted or offered]
 
     def _lane(self, report: LaneReport) -> LaneTrial:
         if not report.metrics:
@@ -402,23 +226,6 @@ class Search:
         return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
                          speedup={length: base[length] / latency[length] for length in sorted({min(latency), max(latency)})},
                          metric=result.lane, reference=result.reference, drop=result.drop)
-
-    def _misses(self, lanes: Sequence[LaneTrial]) -> tuple[tuple[str, ...], float]:
-        """What is not fulfilled, in words, and how far it is off in all."""
-        misses, shortfall = [], 0.0
-        for lane in lanes:
-            if self.wish.max_size_mb is not None and lane.size_bytes > self.wish.max_size_mb * 1e6:
-                misses.append(f"{lane.lane}: {lane.size_bytes / 1e6:.1f} MB, more than {self.wish.max_size_mb:g}")
-                shortfall += lane.size_bytes / (self.wish.max_size_mb * 1e6) - 1
-            if lane.drop.value > self.wish.max_drop:
-                misses.append(f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.wish.max_drop:g}")
-                shortfall += (lane.drop.value - self.wish.max_drop) / max(lane.reference.value, 1e-9)
-            wanted = self.wish.speedup(lane.lane)
-            for length, speedup in lane.speedup.items():
-                if wanted is not None and speedup < wanted:
-                    misses.append(f"{lane.lane}: {speedup:.2f} times as fast as float32 at {length} tokens, less than {wanted:g}")
-                    shortfall += (1 - speedup / wanted) / len(lane.speedup)
-        return tuple(misses), shortfall
 
 
 def on_development(prepared: Prepared) -> Prepared:

@@ -145,6 +145,7 @@ def train(out: Path, task: str, epochs: float, learning_rate: float) -> dict[str
         checkpoint = View(place / "loaded", resolved.spec)
         views = {name: store.view(resolved.leaves[name].artifact.tree, place / name) for name in ("training", "development")}
         training, development = (read_examples(checkpoint, views[name]) for name in ("training", "development"))
+        training = [example for example in training if example.truth is not None]
         objective = Objective(resolved.spec, read_text(checkpoint.path))
         model = load_model(checkpoint.path, resolved.spec.require_task())
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeexport.build import build
+from edgeexport.candidates import Trial, Wish
 from edgeexport.cli.build import default_limits, show_built
 from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_source
 from edgeexport.cli.progress import show_progress
@@ -18,10 +19,11 @@ from edgeexport.prepare import prepare
 from edgeexport.report.model import SearchReport, interval_text
 from edgeexport.store import Store
 from edgeexport.target import load_target
-from edgeexport.tune import Search, Trial, Wish, on_development, write_recipe
+from edgeexport.tune import Search, on_development, write_recipe
+from edgeexport.verify.check import together
 
 
-class Speedup(click.ParamType[tuple[str | None, float]]):
+class Speedup(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A factor for all lanes, or ``LANE=FACTOR`` for one."""
 
     name = "speedup"
@@ -86,8 +88,8 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         for refused in search.refused:
             out.print(f"[dim]not possible: {escape(refused)}[/]")
         for miss in best.misses:
-            out.print(f"[yellow]not reached:[/] {miss}")
-    return EXIT_FAIL if best.misses else EXIT_CODES[built[0].report.verdict]
+            out.print(f"[yellow]not reached:[/] {miss.words}")
+    return EXIT_FAIL if best.misses else EXIT_CODES[together(each.report.verdict for each in built) or built[0].report.verdict]
 
 
 def trial_line(trial: Trial) -> str:

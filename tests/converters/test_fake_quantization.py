@@ -32,14 +32,14 @@ def drawn(seed: int, *shape: int) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 8), columns=st.integers(1, 40))
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 8), columns=st.integers(1, 600))
 def test_weights_are_signed_with_a_scale_per_row(seed: int, rows: int, columns: int) -> None:
     weights = drawn(seed, rows, columns)
     scale = np.abs(weights).max(axis=1, keepdims=True) / 127
     wanted = np.rint(weights / scale) * scale
     found = rounded_weights(torch.from_numpy(weights)).numpy()
-    assert np.abs(found - wanted).max() <= 1.001 * scale.max()  # a half may be rounded to either side
     assert (np.abs(found - weights) <= 0.501 * scale).all()
+    assert (np.abs(found - wanted) <= 1e-3 * scale).mean() > 0.99  # a half may be rounded to either side
     assert all(len(np.unique(row)) <= 255 for row in found)
 
 

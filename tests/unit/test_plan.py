@@ -16,7 +16,7 @@ from edgeexport import step as step_module
 from edgeexport.artifact import Artifact, Blob, Kind, Spec, Task
 from edgeexport.catalog import make_step
 from edgeexport.dataset import Dataset, Row
-from edgeexport.errors import PlanError, UnknownName
+from edgeexport.errors import PlanError, RecipeError, UnknownName
 from edgeexport.graph import Graph
 from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
 from edgeexport.quantization import Quantization
@@ -325,14 +325,20 @@ def test_precisions_that_differ_by_less_static_operators_share_their_ranges() ->
     assert len({node.key for each in (plan(), plan(ranges="entropy")) for node in each.nodes.values() if node.step.name == "quantize_tflite"}) == 2
 
 
+def test_ranges_of_a_saved_model_are_measured_too() -> None:
+    plan = make_plan(resolved(recipe=with_precision("litert", preset="static-int8"), data=("probes", "calibration"), kind=Kind.SAVED_MODEL),
+                     [target(lanes=("litert",))], HOST)
+    assert any(node.step.name == "measure_ranges" for node in plan.nodes.values())
+
+
 def test_smoothing_is_measured_for_the_lane_that_has_it() -> None:
     data = ("probes", "calibration")
     plan = make_plan(resolved(recipe=with_precision("litert", preset="static-int8", smoothing=0.5), data=data), [target()], HOST)
     (outliers,) = (node for node in plan.nodes.values() if node.step.name == "measure_outliers")
     assert [node.step.name for node in plan.users_of(outliers.id)] == ["export_tflite"]
     assert outliers.inputs == {"checkpoint": "load_checkpoint", "calibration": "@calibration"}
-    dynamic = make_plan(resolved(recipe=with_precision("litert", preset="dynamic-int8", smoothing=0.5), data=data), [target()], HOST)
-    assert all(node.step.name != "measure_outliers" for node in dynamic.nodes.values())
+    with pytest.raises(RecipeError, match="nothing to smooth in the lane 'litert'"):
+        make_plan(resolved(recipe=with_precision("litert", preset="dynamic-int8", smoothing=0.5), data=data), [target()], HOST)
 
 
 def test_an_optional_lane_that_is_not_possible_is_left_out_with_its_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from edgeexport.artifact import Task
 from edgeexport.policy import Override
-from edgeexport.repair import Repairer, promotions, tightened
+from edgeexport.recipe import CompressSection, Recipe, VocabularySection
+from edgeexport.repair import Repairer, promotions, suffers, tightened
+from edgeexport.verify.check import Verdict
 from edgeexport.verify.lane_report import Group
 
 
@@ -87,13 +90,26 @@ class Build:
         recipe = "as it was"
 
 
-def test_where_nothing_helps_the_recipe_stays() -> None:
-    repairer = Trials(None, 5)
+@pytest.mark.parametrize(("enough", "trials"), [(None, {0: False, 5: False}), (0, {0: True})])
+def test_where_nothing_helps_or_nothing_harms_the_recipe_stays(enough: int | None, trials: dict[int, bool]) -> None:
+    repairer = Trials(enough, 5)
     object.__setattr__(repairer, "prepared", Build())
     repair, recipe = repairer.repair(Lane())  # type: ignore[arg-type]
     assert repair.promoted == ()
-    assert repair.trials == {5: False}
+    assert repair.trials == trials
     assert recipe == "as it was"
+
+
+def test_what_was_taken_out_is_nothing_to_repair() -> None:
+    """A smaller model's task metric is compared with the original's: what it lost there, no precision brings back."""
+    def failed(group: str) -> Any:
+        return SimpleNamespace(checks=[SimpleNamespace(verdict=Verdict.FAIL, group=group)])
+
+    recipe = Recipe.model_validate({"schema": 1, "name": "x", "model": {"source": "m"}})
+    smaller = recipe.model_copy(update={"compress": CompressSection(vocabulary=VocabularySection(size=9))})
+    assert suffers(failed("parity"), recipe) and suffers(failed("task metric"), recipe)
+    assert suffers(failed("parity"), smaller) and not suffers(failed("task metric"), smaller)
+    assert not suffers(failed("budget"), recipe)
 
 
 def test_texts_that_choose_may_use_half_of_the_allowed_error() -> None:

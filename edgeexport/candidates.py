@@ -1,0 +1,270 @@
+"""What a search tries and what it wants: candidates, what they came to, and which of them are worth a try.
+
+Bytes go with the number of weights, and latency with the number of layers and their width; so what was measured on a few candidates tells
+which others should fulfil the wish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeexport.artifact import Model
+from edgeexport.recipe import CompressSection, DistillSection, PruneSection, VocabularySection
+from edgeexport.verify.intervals import Estimate
+
+# Shares of the layers that are tried.
+DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)
+# A model of this width is timed, untrained, to know how latency goes with width.
+TIMED_WIDTH = 0.35
+# Narrower than this share of its heads and neurons, a layer is better left out.
+LEAST_WIDTH = 0.15
+# Shares of the vocabulary that are kept at least, each a way to divide the bytes between tokens and layers. With fewer tokens than the least,
+# words of the user's own texts are cut to pieces.
+VOCABULARIES = (0.3, 0.6)
+# Predicted speed may be missed by about as much as two measurements of one model differ.
+SPEED_MARGIN = 1.05
+
+
+class Wish(Model):
+    """What the user wants.
+
+    Attributes:
+        max_size_mb: of each lane's file, in MB of 10^6 bytes; None for no limit.
+        max_drop: of the task metric on the development data, as a share.
+        min_speedup: of each lane against its float32 form, at the shortest and the longest length; None for no limit.
+        lane_speedups: the same for single lanes, in place of `min_speedup`.
+        minutes: for search and training.
+    """
+
+    max_size_mb: float | None
+    max_drop: float
+    min_speedup: float | None
+    lane_speedups: dict[str, float] = {}
+    minutes: float
+
+    def speedup(self, lane: str) -> float | None:
+        """What is wanted of a lane; None for no limit."""
+        return self.lane_speedups.get(lane, self.min_speedup)
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether a speed is wanted at all."""
+        return self.min_speedup is not None or bool(self.lane_speedups)
+
+    def misses(self, lane: LaneTrial) -> list[Miss]:
+        """What a lane does not fulfil."""
+        found = []
+        if self.max_size_mb is not None and lane.size_bytes > self.max_size_mb * 1e6:
+            found.append(Miss(limit="size", share=lane.size_bytes / (self.max_size_mb * 1e6) - 1,
+                              words=f"{lane.lane}: {lane.size_bytes / 1e6:.1f} MB, more than {self.max_size_mb:g}"))
+        if lane.drop.value > self.max_drop:
+            found.append(Miss(limit="metric", share=(lane.drop.value - self.max_drop) / max(lane.reference.value, 1e-9),
+                              words=f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.max_drop:g}"))
+        wanted = self.speedup(lane.lane)
+        for length, speedup in lane.speedup.items():
+            if wanted is not None and speedup < wanted:
+                found.append(Miss(limit="speed", share=(1 - speedup / wanted) / len(lane.speedup),
+                                  words=f"{lane.lane}: {speedup:.2f} times as fast as float32 at {length} tokens, less than {wanted:g}"))
+        return found
+
+
+class Candidate(Model):
+    """A way to make the model smaller.
+
+    Attributes:
+        vocabulary: tokens to keep; None for all.
+        layers: to keep; None for all.
+        width: share of heads and neurons to keep.
+        epochs: of training; 0 for none.
+        parameters: predicted number of weights.
+        compute: predicted share of the original's multiply-accumulates in layers.
+    """
+
+    vocabulary: int | None = None
+    layers: int | None = None
+    width: float = 1.0
+    epochs: float = 0.0
+    parameters: int
+    compute: float = 1.0
+
+    @property
+    def section(self) -> CompressSection:
+        """The recipe's section that says it."""
+        prune = PruneSection(layers=self.layers, heads=self.width, neurons=self.width) if self.layers is not None or self.width < 1 else None
+        return CompressSection(vocabulary=VocabularySection(size=self.vocabulary) if self.vocabulary else None, prune=prune,
+                               distill=DistillSection(epochs=self.epochs) if self.epochs else None)
+
+    @property
+    def title(self) -> str:
+        """A short name for tables."""
+        parts = [f"{self.vocabulary:,} tokens"] if self.vocabulary else []
+        parts += [f"{self.layers} layers"] if self.layers is not None else []
+        parts += [f"width {self.width:g}"] if self.width < 1 else []
+        parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        return ", ".join(parts) or "INT8 alone"
+
+
+class LaneTrial(Model):
+    """What a candidate came to in a lane: bytes, speed against float32 at the shortest and longest length, and the metric."""
+
+    lane: str
+    size_bytes: int
+    latency_ms: dict[int, float]
+    speedup: dict[int, float]
+    metric: Estimate
+    reference: Estimate
+    drop: Estimate
+
+
+class Miss(Model):
+    """A limit that a lane does not keep.
+
+    Attributes:
+        limit: which.
+        share: by how much, as a share of the limit; for the metric, of the original's.
+        words: the same in words.
+    """
+
+    limit: Literal["size", "speed", "metric"]
+    share: float
+    words: str
+
+
+class Trial(Model):
+    """An evaluated candidate.
+
+    Attributes:
+        candidate: what was tried.
+        lanes: what came out in each lane that counts.
+        misses: what of the wish it does not fulfil; empty where it fulfils all.
+    """
+
+    candidate: Candidate
+    lanes: tuple[LaneTrial, ...]
+    misses: tuple[Miss, ...]
+
+    @property
+    def shortfall(self) -> float:
+        """How far it is from the wish: 0 where it is fulfilled, 1 where a limit is missed by its own size."""
+        return sum(miss.share for miss in self.misses)
+
+    @property
+    def has_the_shape(self) -> bool:
+        """Whether it is small and fast enough, which training does not change."""
+        return all(miss.limit == "metric" for miss in self.misses)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the largest lane."""
+        return max(lane.size_bytes for lane in self.lanes)
+
+    @property
+    def worst(self) -> LaneTrial:
+        """The lane with the lowest metric."""
+        return min(self.lanes, key=lambda lane: lane.metric.value)
+
+    @property
+    def quality(self) -> float:
+        """The metric of the worst lane."""
+        return self.worst.metric.value
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds at the longest length, of the slowest lane."""
+        return max(lane.latency_ms[max(lane.latency_ms)] for lane in self.lanes)
+
+    @property
+    def speedup(self) -> float:
+        """Against float32, of the slowest lane at its slower length."""
+        return min(min(lane.speedup.values()) for lane in self.lanes)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What measured trials tell of candidates that nobody has tried.
+
+    Attributes:
+        wish: what is wanted.
+        shape: of the original: ``parameters``, ``vocabulary``, ``embedding_width``, ``layers``, ``layer_parameters``; 0 where it is not known.
+        trials: those that were measured, that of the whole model first.
+    """
+
+    wish: Wish
+    shape: dict[str, int]
+    trials: Sequence[Trial]
+
+    def untrained(self) -> list[Candidate]:
+        """Candidates that need no training: a smaller vocabulary alone; where speed is wanted, a narrow model, whose speed tells that of others."""
+        if not self.shape["layers"]:
+            return []
+        smaller = self._shaped(self.shape["layers"], 1.0)
+        if self.wish.for_speed:
+            return [self._sized(self.shape["layers"], TIMED_WIDTH)]
+        return [smaller] if smaller.vocabulary is not None and self._keeps_enough_tokens(smaller) else []
+
+    def structures(self) -> list[Candidate]:
+        """What to train: for each number of layers the widest that should fulfil the wish, first with fewer tokens and then with more; deep ones
+        first."""
+        layers, found = self.shape["layers"], []
+        for share in VOCABULARIES:
+            for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS if layers):
+                width = min(1.0, self._widest_by_speed(count / layers), self._widest_by_size(count / layers, share))
+                candidate = self._shaped(count, math.floor(width * 100) / 100)
+                if width >= LEAST_WIDTH and self._keeps_enough_tokens(candidate) and candidate.section.changes_model and candidate not in found:
+                    found.append(candidate)
+        return found
+
+    @property
+    def _room(self) -> float:
+        """How many weights of 8 bits fit: what the largest lane holds besides (scales, tables in float, operators) is taken for constant, so
+        that a prediction errs on the safe side."""
+        if self.wish.max_size_mb is None:
+            return math.inf
+        return self.wish.max_size_mb * 1e6 - (self.trials[0].size - self.shape["parameters"])
+
+    def _sized(self, layers: int, width: float) -> Candidate:
+        """A candidate of so many layers, each of a share of its heads and neurons."""
+        # Heads and neurons scale what lies in attention and in feed-forward networks alike.
+        compute, inside = layers / self.shape["layers"] * width, self.shape["layer_parameters"]
+        return Candidate(layers=layers if layers < self.shape["layers"] else None, width=width, compute=compute,
+                         parameters=self.shape["parameters"] - inside + round(inside * compute))
+
+    def _shaped(self, layers: int, width: float) -> Candidate:
+        """The same with as many tokens as fit."""
+        candidate = self._sized(layers, width)
+        if candidate.parameters <= self._room:
+            return candidate
+        dropped = math.ceil((candidate.parameters - self._room) / max(self.shape["embedding_width"], 1))
+        return candidate.model_copy(update={"vocabulary": self.shape["vocabulary"] - dropped,
+                                            "parameters": candidate.parameters - dropped * self.shape["embedding_width"]})
+
+    def _keeps_enough_tokens(self, candidate: Candidate) -> bool:
+        return candidate.vocabulary is None or candidate.vocabulary >= min(VOCABULARIES) * self.shape["vocabulary"]
+
+    def _widest_by_size(self, depth: float, share: float) -> float:
+        """The width at which a share of the vocabulary fits; more than 1 where there is room left."""
+        tokens = round((1 - share) * self.shape["vocabulary"]) * self.shape["embedding_width"]
+        inside = self.shape["layer_parameters"]
+        return (self._room - (self.shape["parameters"] - inside - tokens)) / max(1.0, inside * depth)
+
+    def _widest_by_speed(self, depth: float) -> float:
+        """The width at which every lane should be as fast as wanted, at its shortest and at its longest length.
+
+        A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both. All
+        times are shares of what the original takes in float32.
+        """
+        whole, narrow = self.trials[0], next((trial for trial in self.trials if trial.candidate.layers is None and trial.candidate.width < 1), None)
+        widest = math.inf
+        for number, lane in enumerate(whole.lanes):
+            wanted = self.wish.speedup(lane.lane)
+            for length, speedup in lane.speedup.items():
+                if wanted is None:
+                    continue
+                full = slope = 1 / speedup
+                if narrow is not None:
+                    slope = max(1e-9, full - 1 / narrow.lanes[number].speedup[length]) / (1 - narrow.candidate.width)
+                widest = min(widest, (1 / (SPEED_MARGIN * wanted * depth) - (full - slope)) / slope)
+        return widest
