@@ -76,7 +76,7 @@ def _prune(graph: Graph, resolved: Resolved, section: PruneSection, checkpoint: 
 def _distill(graph: Graph, resolved: Resolved, section: DistillSection, original: str, student: str) -> str:
     task = resolved.spec.require_task()
     inputs = {"student": student, "training": _training(resolved, "compress.distill")}
-    outputs = make_step("compute_teacher", hidden=(1.0,) if section.hidden else (), relations=section.relations > 0)
+    outputs = make_step("compute_teacher", hidden=section.hidden_after if section.hidden else (), relations=section.relations > 0)
     # Alone, so that it gets all cores.
     inputs["teacher"] = graph.must("compute_teacher", outputs, {"checkpoint": original, "texts": "@training"}, alone=True)
     if "development" in resolved.datasets:

@@ -84,7 +84,8 @@ class DistillSection(Model):
     quantization_aware: bool = Field(False, description="Compute with weights and activations rounded as static INT8 rounds them.")
     answers: float = Field(1.0, ge=0, description="The answers: vectors, or distributions over classes.")
     similarities: float | None = Field(None, ge=0, description="Similarities within a batch, for vectors; default 0.3 for them.")
-    hidden: float = Field(1.0, ge=0, description="Hidden states after the last layer.")
+    hidden: float = Field(1.0, ge=0, description="Hidden states.")
+    hidden_after: tuple[float, ...] = Field((1.0,), min_length=1, description="After which shares of the layers hidden states are compared.")
     relations: float = Field(0.0, ge=0, description="Attention relations of the last layers.")
     labels: float | None = Field(None, ge=0, description="The labels of the training data; default 0.5 where there are some.")
 
