@@ -12,11 +12,11 @@ from test_plan import HOST, target
 
 from edgeexport.candidates import Candidate, LaneTrial, Outlook, Trial, Wish
 from edgeexport.dataset import Dataset, Row
-from edgeexport.errors import OutputError, RecipeError
+from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Recipe, load_recipe
-from edgeexport.tune import Search, on_development, write_recipe
+from edgeexport.tune import Scout, Search, on_development, write_recipe
 from edgeexport.verify.intervals import Estimate
 
 # As all-MiniLM-L6-v2.
@@ -171,3 +171,83 @@ def test_the_winner_is_an_ordinary_recipe_wherever_it_lies(tmp_path: Path) -> No
     assert found.data.texts == tmp_path / "u.txt"
     with pytest.raises(OutputError):
         write_recipe(recipe, tmp_path / "model")
+
+
+class Rehearsed(Search):
+    """A search in which nothing runs: candidates come to what a test says, and the clock goes as far as it says."""
+
+    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None) -> None:
+        wanted = Wish(max_size_mb=None, max_drop=0.0, min_speedup=2.0, minutes=minutes)
+        super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
+        self.distances, self.shapes, self.good = distances, shapes, good
+        self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
+        self._evaluating = 60.0
+
+    def _left(self) -> float:
+        return self.wish.minutes * 60 - self.spent
+
+    def _seconds_of_an_epoch(self) -> float:
+        self.spent += 20
+        return 30.0
+
+    def _scout(self, candidate: Candidate) -> Scout | None:
+        if candidate.layers not in self.distances:
+            return None
+        self.scouted.append(candidate)
+        self.spent += 10 + 25 * candidate.compute * candidate.epochs
+        return Scout(candidate, self.distances[candidate.layers], 10.0, 25 * candidate.compute)
+
+    def _try(self, candidate: Candidate) -> bool:
+        self.spent += 60 + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.scouted else 0)
+        self.tried.append(candidate)
+        measured = trial(speedup=3.0 if candidate.epochs and self.shapes[candidate.layers] else 1.0).model_copy(update={"candidate": candidate})
+        fulfils = self.good is not None and candidate.epochs >= self.good
+        self.trials.append(measured.model_copy(update={"misses": () if fulfils else tuple(self.wish.misses(measured.lanes[0]))}))
+        return fulfils
+
+
+def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], **options: Any) -> Rehearsed:
+    search = Rehearsed(distances, shapes, **options)
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0).model_copy(
+        update={"candidate": Candidate(width=0.35, parameters=1)})]
+    search._train()
+    return search
+
+
+def test_the_nearest_of_the_right_shape_gets_the_rest_of_the_time() -> None:
+    found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: False, 3: True})
+    assert [candidate.layers for candidate in found.scouted] == [None, 4, 3]
+    # The nearest turns out too slow, the next one is trained on.
+    assert [candidate.layers for candidate in found.tried] == [4, 3, 3]
+    assert found.tried[1] in found.scouted
+    assert found.tried[2].epochs > 3 * found.tried[1].epochs
+    assert -1 < found._left() - found._evaluating < 1  # the winner is evaluated once more
+
+
+def test_what_fulfils_the_wish_ends_the_search() -> None:
+    found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, good=0.1)
+    assert [candidate.layers for candidate in found.tried] == [4]
+
+
+def test_what_cannot_be_made_is_left_out() -> None:
+    assert [candidate.layers for candidate in rehearse({3: 0.2}, {3: True}).tried] == [3, 3]
+    assert rehearse({}, {}).tried == []
+
+
+def test_little_time_is_not_overdrawn() -> None:
+    for minutes in (0.5, 2.0, 4.0, 8.0):
+        found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, minutes=minutes)
+        assert found._left() > -70 if found.tried else found.scouted == [] or minutes < 4
+
+
+def test_without_training_data_the_search_says_so() -> None:
+    search = Rehearsed({}, {})
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
+
+    def refuse() -> float:
+        raise PlanError("compress.distill needs training data.")
+
+    search._seconds_of_an_epoch = refuse  # type: ignore[method-assign]
+    search._train()
+    assert search.refused == ["training: compress.distill needs training data."]
+    assert search.tried == []
