@@ -22,7 +22,7 @@ from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Recipe
-from edgeexport.report.model import CandidateReport, SearchReport
+from edgeexport.report.model import CandidateReport, ScoutReport, SearchReport
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.store import Entry
 from edgeexport.verify.lane_report import LaneReport
@@ -64,6 +64,7 @@ class Search:
         tell: told what the steps do.
         announce: told of each trial.
         trials: what was evaluated, in order.
+        scouts: what was trained for a short time, the nearest to the original first.
         refused: candidates that can't be made, with the reason.
     """
 
@@ -73,6 +74,7 @@ class Search:
     tell: Callable[[Event], None]
     announce: Callable[[Trial], None] = lambda trial: None
     trials: list[Trial] = field(default_factory=list)
+    scouts: list[Scout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def run(self) -> Trial:
@@ -105,7 +107,8 @@ class Search:
         candidates = tuple(CandidateReport(
             title=trial.candidate.title, size_bytes=trial.size, latency_ms=trial.latency, speedup=trial.speedup, metric=trial.worst.metric,
             front=trial in front, chosen=trial is chosen, misses=tuple(miss.words for miss in trial.misses)) for trial in self.trials)
-        return SearchReport(candidates=candidates, reference=self.trials[0].lanes[0].reference)
+        scouts = tuple(ScoutReport(title=scout.candidate.title, distance=scout.distance) for scout in self.scouts)
+        return SearchReport(candidates=candidates, scouts=scouts, reference=self.trials[0].lanes[0].reference)
 
     def recipe_of(self, trial: Trial) -> Recipe:
         """The recipe of a candidate that was tried."""
@@ -128,18 +131,17 @@ class Search:
             self.refused.append(f"training: {exc.what}")
             return
         seconds = TRYING * self._left() / max(1, len(shortlist))
-        scouts: list[Scout] = []
         for candidate in shortlist:
             epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
             if self._left() < epochs * rate * candidate.compute + self._evaluating:
                 break
             scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
             if scout is not None:
-                scouts.append(scout)
+                self.scouts.append(scout)
                 rate = scout.epoch_seconds / candidate.compute
         # How far the answers are from the original's is known far better than how many of them are right.
-        scouts.sort(key=lambda scout: scout.distance)
-        for scout in scouts:
+        self.scouts.sort(key=lambda scout: scout.distance)
+        for scout in self.scouts:
             if self._try(scout.candidate):
                 return
             if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:

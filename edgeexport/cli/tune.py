@@ -109,4 +109,6 @@ def show_trials(search: SearchReport) -> None:
                       ", ".join(marks))
     out.print()
     out.print(table)
+    for scout in search.scouts:
+        out.print(f"[dim]trained to choose: {scout.title}: distance from the original {scout.distance:.4f}[/]")
     out.print(f"[dim]on the development data, worst lane; the float32 original: {search.reference.value:.3f}[/]")

@@ -270,7 +270,8 @@ def spread(curves: Sequence[Curve], gap: float = 8.0) -> tuple[Curve, ...]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate of a search: places in percent of width and height, with the ends of its interval; how it is drawn, and its number."""
+    """A candidate of a search: places in percent of width and height, with the ends of its interval; how it is drawn, its number, and how
+    many pixels that stands to the right."""
 
     number: int
     x: float
@@ -278,6 +279,11 @@ class Candidate:
     low: float
     high: float
     style: str
+    label: int
+
+
+# Of width and height, in percent: nearer points would have their numbers on top of each other.
+CLOSE = 5
 
 
 @dataclass(frozen=True)
@@ -304,14 +310,16 @@ def search_chart(search: SearchReport | None) -> SearchChart | None:
     def y(quality: float) -> float:
         return 100 - 100 * (quality - y_ends[0]) / ((y_ends[1] - y_ends[0]) or 1.0)
 
-    candidates = tuple(
-        Candidate(number, x(size), y(each.metric.value), y(each.metric.low), y(each.metric.high),
-                  "chosen" if each.chosen else "front" if each.front else "beaten")
-        for number, (each, size) in enumerate(zip(search.candidates, sizes, strict=True), 1))
+    candidates: list[Candidate] = []
+    for number, (each, size) in enumerate(zip(search.candidates, sizes, strict=True), 1):
+        place, height = x(size), y(each.metric.value)
+        near = sum(abs(other.x - place) < CLOSE and abs(other.y - height) < CLOSE for other in candidates)
+        candidates.append(Candidate(number, place, height, y(each.metric.low), y(each.metric.high),
+                                    "chosen" if each.chosen else "front" if each.front else "beaten", 13 + 14 * near))
     steps = 4
     x_ticks = tuple((100 * i / steps, plain(x_ends[1] * i / steps)) for i in range(steps + 1))
     y_ticks = tuple((100 - 100 * i / steps, fixed(y_ends[0] + (y_ends[1] - y_ends[0]) * i / steps, 3)) for i in range(steps + 1))
-    return SearchChart(x_ticks, y_ticks, y(search.reference.value), candidates)
+    return SearchChart(x_ticks, y_ticks, y(search.reference.value), tuple(candidates))
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,18 @@ class CandidateReport(Model):
     misses: tuple[str, ...]
 
 
+class ScoutReport(Model):
+    """A candidate that was trained for a short time: how far its answers then were from the original's."""
+
+    title: str
+    distance: float
+
+
 class SearchReport(Model):
-    """A search: its candidates in the order of trying, and the float32 original's metric on the development data."""
+    """A search: its candidates in the order of trying, what was trained to choose among, and the original's metric on the development data."""
 
     candidates: tuple[CandidateReport, ...]
+    scouts: tuple[ScoutReport, ...] = ()
     reference: Estimate
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgeexport.report.html import amount, check_figure, fixed, interval_plot, latency_chart, plain, render_html, where
-from edgeexport.report.model import DatasetReport, Report, StepReport
+from edgeexport.report.model import CandidateReport, CompressionReport, DatasetReport, Report, ScoutReport, SearchReport, StepReport
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport, SpeedReport
@@ -427,3 +427,49 @@ def test_rounding_never_lands_on_the_bound() -> None:
     assert over is not None and over.value == "0.30004"
     exact = check_figure(cosine(0.97, 0.96, 0.98, Verdict.INCONCLUSIVE))
     assert exact is not None and exact.value == "0.970"
+
+
+# --- smaller models ------------------------------------------------------------------------------------------------------------------
+
+
+def candidate(title: str, size_mb: float, quality: float, **marks: Any) -> CandidateReport:
+    fields: dict[str, Any] = {"title": title, "size_bytes": int(size_mb * 1e6), "latency_ms": 3.0, "speedup": 2.5,
+                              "metric": estimate(quality, quality - 0.05, quality + 0.05), "front": True, "chosen": False, "misses": ()}
+    return CandidateReport(**(fields | marks))
+
+
+SEARCH = SearchReport(
+    candidates=(candidate("INT8 alone", 24.0, 0.73, misses=("litert: 24.0 MB, more than 11.4",)), candidate("width 0.35", 17.0, 0.65, front=False),
+                candidate("3 layers, 3 epochs", 11.0, 0.707), candidate("3 layers, 19 epochs", 11.0, 0.712, chosen=True)),
+    scouts=(ScoutReport(title="3 layers, 3 epochs", distance=0.1119), ScoutReport(title="6 layers, 3 epochs", distance=0.1128)),
+    reference=estimate(0.736, 0.69, 0.78))
+SMALLER = CompressionReport(parameters=(22_713_216, 10_206_928), vocabulary=(30_522, 16_079), layers=(6, 3), heads=(2, 11, 12))
+
+
+def test_a_search_shows_every_candidate_once_and_what_was_trained_to_choose() -> None:
+    page = shown(report(search=SEARCH))
+    section = page.id("search")
+    groups = [group for group in section.all("g") if "candidate" in (group.attributes.get("class") or "")]
+    assert [str(group.attributes["class"]).split()[-1] for group in groups] == ["front", "beaten", "front", "chosen"]
+    places = [(percent_of(circle.attributes["cx"]), percent_of(circle.attributes["cy"]))
+              for group in groups for circle in list(group.all("circle"))[-1:]]
+    assert places[0][0] > places[1][0] > places[2][0] == places[3][0]  # the larger, the further right
+    assert places[1][1] > places[0][1]  # the better, the higher
+    rows = [row.text() for row in section.all("tr")]
+    assert sum("(built)" in row for row in rows) == 1 and any("24.0 MB, more than 11.4" in row for row in rows)
+    assert any("6 layers, 3 epochs" in row and "0.1128" in row for row in rows)
+    # Two points in one place: their numbers stand side by side.
+    shifts = [float(str(text.attributes["dx"])) for group in groups for text in group.all("text")]
+    assert shifts[3] >= shifts[2] + 10 and shifts[0] == shifts[1] == shifts[2]
+
+
+def test_the_contents_name_what_is_there() -> None:
+    links = [link.attributes["href"] for link in shown(report(search=SEARCH, compression=SMALLER)).all("a")]
+    assert {"#compression", "#search"} <= set(links)
+    plain_links = {link.attributes["href"] for link in shown(report()).all("a")}
+    assert not {"#compression", "#search", "#repairs"} & plain_links
+
+
+def test_parity_of_a_smaller_model_is_with_the_smaller_one() -> None:
+    assert "nearness to the smaller model" in shown(report(compression=SMALLER)).id("lanes").text()
+    assert "nearness to the original" in shown(report()).id("lanes").text()
