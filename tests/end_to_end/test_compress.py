@@ -43,7 +43,7 @@ def data(cli: Cli, classifier: Path) -> Cli:
 def test_a_model_made_smaller_is_built_measured_and_judged(data: Cli) -> None:
     recipe = data.directory / "edgeexport.toml"
     recipe.write_text(recipe.read_text() + "[compress.vocabulary]\nsize = 500\n[compress.prune]\nlayers = 1\nneurons = 0.5\nheads = 0.5\n"
-                      "[compress.distill]\nepochs = 3\nbatch = 8\n")
+                      "[compress.distill]\nepochs = 3\nbatch = 8\nlearning_rate = 5e-4\n")
     ran = data("build", "--target", "linux-x86_64", "--json")
     assert ran.code in {0, 1, 3}, ran.err
     report = ran.json["bundles"][0]["report"]
@@ -56,7 +56,7 @@ def test_a_model_made_smaller_is_built_measured_and_judged(data: Cli) -> None:
     assert {"training", "development"} == set(compression["coverage"])
     assert compression["training"]["history"][-1][1] < compression["training"]["history"][0][1]  # nearer to the original
     parity = [check for lane in report["lanes"] for check in lane["checks"] if check["group"] == "parity"]
-    assert {check["verdict"] for check in parity} <= {"pass", "inconclusive"}  # each lane is what it was made of
+    assert [check for check in parity if check["verdict"] == "fail"] == []  # each lane is what it was made of
     for lane in report["lanes"]:
         assert lane["metrics"][0]["name"] == "accuracy"
         assert lane["metrics"][0]["reference"]["n"] == 60
