@@ -6,39 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
 
-from edgeexport.policy import Policy, Scheme
+from edgeexport.policy import Policy
 
 from ._activation_ranges import Histogram
+from ._chosen_operator import ChosenOperator
 from ._onnx_dynamic import quantize_dynamically
 from ._overrides import Matcher
 
 WEIGHTED = frozenset({"MatMul", "Gemm", "Gather", "Conv"})
 # A static scale for a convolution's windows, which cross tokens, gains nothing over a dynamic one.
 STATIC = frozenset({"MatMul", "Gemm", "Gather"})
-
-
-class ChosenOperator(NamedTuple):
-    """An operator that is not left in float.
-
-    Attributes:
-        operator: its type.
-        scope: its node's name.
-        scheme: how it is computed.
-        group: what an override calls it: its module, or where no module is known its node.
-        weights: how many weights it multiplies an activation with; 0 where it looks rows up or multiplies two activations.
-        activations: names of the values of floating point that it reads and writes, constants left out.
-    """
-
-    operator: str
-    scope: str
-    scheme: Scheme
-    group: str
-    weights: int
-    activations: tuple[str, ...]
 
 
 def chosen_operators(path: Path, policy: Policy) -> Iterator[ChosenOperator]:

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from edgeexport.artifact import Kind
-from edgeexport.policy import Policy, Scheme
+from edgeexport.policy import Policy
 
 from . import _onnx_quantization, _tflite_quantization
 from ._activation_ranges import Histogram
-
-
-class Operator(Protocol):
-    """An operator that is not left in float."""
-
-    @property
-    def scope(self) -> str:
-        """The name by which the quantizer knows it."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """How it is computed."""
-
-    @property
-    def group(self) -> str:
-        """What an override calls it."""
-
-    @property
-    def weights(self) -> int:
-        """How many weights it multiplies an activation with."""
+from ._chosen_operator import ChosenOperator
 
 
 class Quantization(NamedTuple):
@@ -46,10 +27,10 @@ class Quantization(NamedTuple):
     """
 
     file: str
-    chosen_operators: Callable[[Path, Policy], Iterator[Any]]
-    histograms: Callable[[Path, Iterable[Any], Mapping[int, Sequence[Mapping[str, np.ndarray]]], int, Callable[[float], None]],
+    chosen_operators: Callable[[Path, Policy], Iterator[ChosenOperator]]
+    histograms: Callable[[Path, Iterable[ChosenOperator], Mapping[int, Sequence[Mapping[str, np.ndarray]]], int, Callable[[float], None]],
                          dict[str, Histogram]]
-    quantize: Callable[[Path, Iterable[Any], Mapping[str, tuple[float, float]], Path], None]
+    quantize: Callable[[Path, Iterable[ChosenOperator], Mapping[str, tuple[float, float]], Path], None]
 
 
 QUANTIZATIONS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from edgeexport.policy import Policy, Scheme
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 
 from ._activation_ranges import Histogram
+from ._chosen_operator import ChosenOperator
 from ._overrides import Matcher
 from ._tflite_file import compact, mapped
 
@@ -23,28 +24,6 @@ from ._tflite_file import compact, mapped
 WEIGHTED = frozenset({"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP"})
 # Rows are looked up, not multiplied: there is no activation whose range could be static.
 LOOKUP = "EMBEDDING_LOOKUP"
-
-
-class ChosenOperator(NamedTuple):
-    """An operator that is not left in float.
-
-    Attributes:
-        operator: its type.
-        scope: the name by which the quantizer knows it.
-        scheme: how it is computed.
-        group: what an override calls it: the module that holds its weights, or ``op:NAME`` of one without.
-        weights: how many weights it multiplies an activation with; 0 where it looks rows up or has none.
-        graph: number of its subgraph.
-        activations: names of the tensors of floating point that it reads and writes, constants left out.
-    """
-
-    operator: str
-    scope: str
-    scheme: Scheme
-    group: str
-    weights: int
-    graph: int
-    activations: tuple[str, ...]
 
 
 def chosen_operators(path: Path, policy: Policy) -> Iterator[ChosenOperator]:
@@ -78,7 +57,7 @@ def chosen_operators(path: Path, policy: Policy) -> Iterator[ChosenOperator]:
                 activations = tuple(tensor.name.decode() for tensor in around
                                     if tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is None)
                 yield ChosenOperator(known.value, names.get_op_scope(operator, graph.tensors), scheme, module or f"op:{known.value}", multiplied,
-                                     number, activations)
+                                     activations, number)
     matcher.require_used()
 
 

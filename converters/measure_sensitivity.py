@@ -18,8 +18,9 @@ from edgeexport.session.run_tflite import TfliteModel
 from edgeexport.session.tasks import Head
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._chosen_operator import ChosenOperator
 from ._examples import Example, evenly, read_examples
-from ._quantization import QUANTIZATIONS, Operator
+from ._quantization import QUANTIZATIONS
 from ._task_model import read_text
 from .measure_ranges import read_ranges
 
@@ -57,7 +58,7 @@ class MeasureSensitivity(Step):
         ranges = read_ranges(inputs, self.policy)
         judge = _Judge(inputs, spec.lengths, self.examples, context.threads)
         wanted = judge.numbers(file)
-        groups: dict[str, list[Operator]] = {}
+        groups: dict[str, list[ChosenOperator]] = {}
         for each in quantization.chosen_operators(file, self.policy):
             groups.setdefault(each.group, []).append(each)
         found = []
