@@ -59,7 +59,7 @@ class Wish(Model):
         found = []
         if self.max_size_mb is not None and lane.size_bytes > self.max_size_mb * 1e6:
             found.append(Miss(limit="size", share=lane.size_bytes / (self.max_size_mb * 1e6) - 1,
-                              words=f"{lane.lane}: {lane.size_bytes / 1e6:.1f} MB, more than {self.max_size_mb:g}"))
+                              words=f"{lane.lane}: {lane.size_bytes / 1e6:.4g} MB, more than {self.max_size_mb:g}"))
         if lane.drop.value > self.max_drop:
             found.append(Miss(limit="metric", share=(lane.drop.value - self.max_drop) / max(lane.reference.value, 1e-9),
                               words=f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.max_drop:g}"))

@@ -125,15 +125,19 @@ class Search:
     def _train(self) -> None:
         """Train the shortlist for a short time each, and the best of it for the rest."""
         shortlist = self._outlook.structures()[:SHORTLIST]
+        if not shortlist:
+            self.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
+            return
         try:
-            rate = self._seconds_of_an_epoch() if shortlist else 0.0
+            rate = self._seconds_of_an_epoch()
         except (PlanError, RecipeError) as exc:
             self.refused.append(f"training: {exc.what}")
             return
-        seconds = TRYING * self._left() / max(1, len(shortlist))
+        seconds = TRYING * self._left() / len(shortlist)
         for candidate in shortlist:
             epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
             if self._left() < epochs * rate * candidate.compute + self._evaluating:
+                self.refused.append(f"training {candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
                 break
             scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
             if scout is not None:

@@ -31,7 +31,10 @@ class Speedup(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
         """Lane, None for all, and factor."""
         lane, _, factor = value.rpartition("=")
-        return lane or None, click.FloatRange(min=0, min_open=True)(factor, param, ctx)
+        try:
+            return lane or None, click.FloatRange(min=0, min_open=True)(factor, param, ctx)
+        except click.BadParameter:
+            self.fail(f"'{value}' is no factor: give one above 0, such as 2.5 or litert=2.5.", param, ctx)
 
 
 @click.command("tune")
@@ -86,7 +89,7 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
             show_built(each, final)
         out.print(f"recipe:  {path}", soft_wrap=True)
         for refused in search.refused:
-            out.print(f"[dim]not possible: {escape(refused)}[/]")
+            out.print(f"[dim]not tried: {escape(refused)}[/]")
         for miss in best.misses:
             out.print(f"[yellow]not reached:[/] {miss.words}")
     return EXIT_FAIL if best.misses else EXIT_CODES[together(each.report.verdict for each in built) or built[0].report.verdict]

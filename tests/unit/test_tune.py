@@ -123,7 +123,7 @@ def test_a_candidate_is_a_section_of_a_recipe() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "given", "words"), [
-    (wish(11.4, drop=0.1), {"size": 12e6}, "12.0 MB, more than 11.4"),
+    (wish(11.4, drop=0.1), {"size": 12e6}, "12 MB, more than 11.4"),
     (wish(None, drop=0.01), {"quality": 0.70}, "the metric drops by 0.020, more than 0.01"),
 ])
 def test_what_is_missed_is_said_and_measured(wanted: Wish, given: dict[str, Any], words: str) -> None:
@@ -232,6 +232,18 @@ def test_what_fulfils_the_wish_ends_the_search() -> None:
 def test_what_cannot_be_made_is_left_out() -> None:
     assert [candidate.layers for candidate in rehearse({3: 0.2}, {3: True}).tried] == [3, 3]
     assert rehearse({}, {}).tried == []
+
+
+def test_a_search_says_why_it_trains_nothing() -> None:
+    search = Rehearsed({}, {}, minutes=0.1)
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0)]
+    search.spent = 1000.0
+    search._train()
+    assert "no time is left" in search.refused[0] and "0.1 minutes" in search.refused[0]
+    search = Rehearsed({}, {})
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=0.01)]
+    search._train()
+    assert search.refused == ["training: no number of layers, of heads and neurons and of tokens would be small and fast enough"]
 
 
 def test_little_time_is_not_overdrawn() -> None:
