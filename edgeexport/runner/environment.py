@@ -17,6 +17,7 @@ from edgeexport.errors import RuntimeUnavailable, UnknownName
 from edgeexport.store import default_root
 
 COMPLETE = "complete"
+LEAST_FREE = 200e6  # bytes; an environment takes up to 150 MB, NumPy and tokenizers included
 
 
 class Environment:
@@ -102,8 +103,11 @@ class Environment:
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
                               env={key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}})
         if done.returncode:
+            what, free = f"The environment for {self.stand_in} could not be made.", shutil.disk_usage(self.directory.parent).free
+            if free < LEAST_FREE:  # pip and venv name many causes then, hardly ever this one
+                raise RuntimeUnavailable(what, why=f"{self.directory.parent} has {free / 1e6:.0f} MB left",
+                                         hint="free some space (`edgeexport cache prune`) or set EDGEEXPORT_CACHE")
             lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
-            raise RuntimeUnavailable(f"The environment for {self.stand_in} could not be made.", why=lines[-1] if lines else None,
-                                     hint="check the network; the package index is needed once")
+            raise RuntimeUnavailable(what, why=lines[-1] if lines else None, hint="check the network; the package index is needed once")
 
 
