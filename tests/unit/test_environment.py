@@ -17,7 +17,7 @@ BROKEN = ["/bin/sh", "-c", "echo WARNING: retrying >&2; echo 'no such package' >
 def failed(tmp_path: Path) -> RuntimeUnavailable:
     environment = Environment("onnxruntime==1.31.1", tmp_path)
     environment.directory.parent.mkdir(parents=True)
-    with pytest.raises(RuntimeUnavailable, match="The environment for onnxruntime.* could not be made") as caught:
+    with pytest.raises(RuntimeUnavailable, match=r"The environment for onnxruntime.* could not be made") as caught:
         environment._run(BROKEN)
     return caught.value
 
