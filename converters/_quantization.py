@@ -15,6 +15,11 @@ from . import _onnx_quantization, _tflite_quantization
 from ._activation_ranges import Histogram
 from ._chosen_operator import ChosenOperator
 
+# What a float32 model is measured with, in either format, and by what.
+MEASURED = {"model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}),
+            "calibration": frozenset({Kind.DATASET})}
+BACKENDS = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers", "onnxruntime", "onnx")
+
 
 class Quantization(NamedTuple):
     """How a format is quantized.

@@ -14,7 +14,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._activation_ranges import load_histograms, save_histograms
 from ._calibration import calibration_feeds
-from ._quantization import QUANTIZATIONS
+from ._quantization import BACKENDS, MEASURED, QUANTIZATIONS
 
 HISTOGRAMS_FILE = "histograms.npz"
 
@@ -27,10 +27,8 @@ class MeasureRanges(Step):
     """
 
     name: ClassVar[str] = "measure_ranges"
-    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}),
-        "calibration": frozenset({Kind.DATASET})}
-    backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "onnxruntime", "onnx")
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = MEASURED
+    backends: ClassVar[tuple[str, ...]] = BACKENDS
     seconds_guess: ClassVar[float] = 30.0
 
     policy: Policy

@@ -20,7 +20,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._chosen_operator import ChosenOperator
 from ._examples import Example, evenly, read_examples
-from ._quantization import QUANTIZATIONS
+from ._quantization import BACKENDS, MEASURED, QUANTIZATIONS
 from ._task_model import read_text
 from .measure_ranges import read_ranges
 
@@ -37,10 +37,8 @@ class MeasureSensitivity(Step):
     """
 
     name: ClassVar[str] = "measure_sensitivity"
-    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "model": frozenset({Kind.TFLITE, Kind.ONNX}), "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}),
-        "calibration": frozenset({Kind.DATASET})}
-    backends: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert", "flatbuffers", "onnxruntime", "onnx")
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = MEASURED
+    backends: ClassVar[tuple[str, ...]] = BACKENDS
     seconds_guess: ClassVar[float] = 120.0
 
     policy: Policy

@@ -10,6 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Of a tiny classifier, to be filled in with its directory and added to.
+TINY_RECIPE = """schema = 1
+name = "tiny"
+[model]
+source = "{model}"
+[export]
+lengths = [16, 32]
+"""
+
 
 @dataclass(frozen=True)
 class Ran:

@@ -6,16 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import Cli
+from command_line import TINY_RECIPE, Cli
 from tiny import CLASSES, TEXTS
 
-RECIPE = """schema = 1
-name = "tiny"
-[model]
-source = "{model}"
-[export]
-lengths = [16, 32]
-[metric]
+RECIPE = TINY_RECIPE + """[metric]
 max_drop = 0.9
 [data.evaluation]
 file = "evaluation.csv"

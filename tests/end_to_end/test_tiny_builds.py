@@ -10,22 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Cli
+from command_line import TINY_RECIPE, Cli
 from tiny import CLASSES
-
-RECIPE = """schema = 1
-name = "tiny"
-[model]
-source = "{model}"
-[export]
-lengths = [16, 32]
-"""
 
 
 @pytest.fixture
 def recipe(cli: Cli, classifier: Path) -> Callable[..., None]:
     def write(more: str = "") -> None:
-        (cli.directory / "edgeexport.toml").write_text(RECIPE.format(model=classifier) + more)
+        (cli.directory / "edgeexport.toml").write_text(TINY_RECIPE.format(model=classifier) + more)
 
     return write
 
