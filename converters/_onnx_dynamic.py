@@ -8,21 +8,22 @@ in its batch or on padding. In an ONNX graph a product becomes ::
     y         = MatMulIntegerToFloat(quantized, weights) · largest + bias
 
 with x rotated before where it may have outliers (:func:`._int8_weights.rotation`). All products of one activation, as query, key and value,
-share its quantization and are one product. MatMulIntegerToFloat is onnxruntime's own operator, 2 to 5 % faster than MatMulInteger, Cast and
-Mul of the standard set. Products of two activations stay float.
+share its quantization and are one product; a bias that a normalization can carry needs no operator. MatMulIntegerToFloat is onnxruntime's own
+operator, 2 to 5 % faster than MatMulInteger, Cast and Mul of the standard set. Products of two activations stay float.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from . import _onnx_gelu
 from ._int8_weights import ROTATED_TOGETHER, quantize_columns, rotation, unrotated
-from ._onnx_graph import Graph, attribute, ranks
+from ._onnx_graph import Graph, attribute, attributes, ranks
+from ._onnx_products import Product, find_products, move_biases
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,29 +35,6 @@ if TYPE_CHECKING:
 LEAST_SHARE = 1 / 64
 # Zero point where an activation is never below GELU's minimum: at 24 both ends of the range are used alike for usual activations.
 GELU_ZERO = 24
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A product of an activation with a constant matrix.
-
-    Attributes:
-        activation: float32 [..., k].
-        weights: float32 [k, n].
-        bias: float32 [n], zeros where there is none.
-        output: float32 [..., n], the bias included.
-        nodes: what is replaced.
-        name: the module's.
-        tied: the table that the weights are the transpose of, if it is looked up in INT8 too.
-    """
-
-    activation: str
-    weights: NDArray[Any]
-    bias: NDArray[Any]
-    output: str
-    nodes: tuple[onnx.NodeProto, ...]
-    name: str
-    tied: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,8 +85,9 @@ class _Rewriting:
         """Put the rewritten nodes and what they use into a graph."""
         lookups = {node.output[0]: node for node in self.graph.nodes if self._is_lookup(node)}
         tables = {node.input[0] for node in lookups.values()}
-        products = [product for node in self.graph.nodes if (product := self._product(node, tables)) is not None]
-        groups: dict[tuple[str, str], list[_Product]] = {}
+        products = find_products(self.graph, self.left, tables)
+        betas = move_biases(self.graph, products)
+        groups: dict[tuple[str, str], list[Product]] = {}
         for product in products:
             groups.setdefault((product.activation, product.tied), []).append(product)
         at = {id(group[0].nodes[0]): group for group in groups.values()}
@@ -118,6 +97,10 @@ class _Rewriting:
                 self._multiply(at[id(node)])
             elif node.output[0] in lookups:
                 self._look_up(node)
+            elif node.output[0] in betas:
+                name = node.name.partition("/")[0]
+                beta = self._constant(f"{name}_bias", betas[node.output[0]])
+                self._node("LayerNormalization", name, [*node.input[:2], beta], node.output, **attributes(node))
             elif id(node) not in replaced:
                 self.nodes.append(node)
 
@@ -139,36 +122,9 @@ class _Rewriting:
         return (table is not None and table.data_type == table.FLOAT and len(table.dims) == 2 and prod(table.dims) >= self._least_table
                 and attribute(node, "axis", 0) == 0)
 
-    def _product(self, node: onnx.NodeProto, tables: set[str]) -> _Product | None:
-        import numpy as np
-
-        if node.op_type not in {"MatMul", "Gemm"} or node.name in self.left or attribute(node, "transA", 0):
-            return None
-        weights = self.graph.constant(node.input[1])
-        if weights is None or weights.ndim != 2:
-            return None
-        name = node.name.partition("/")[0] or node.output[0]
-        if node.op_type == "Gemm":
-            weights = attribute(node, "alpha", 1.0) * (weights.T if attribute(node, "transB", 0) else weights)
-            bias = self.graph.constant(node.input[2]) if len(node.input) > 2 else np.zeros(1, np.float32)
-            if bias is None or bias.size not in {1, weights.shape[1]}:
-                return None
-            bias = attribute(node, "beta", 1.0) * np.broadcast_to(bias.reshape(-1), weights.shape[1:])
-            return _Product(node.input[0], weights, bias, node.output[0], (node,), name)
-        transposed = self.graph.maker.get(node.input[1])
-        tied = transposed.input[0] if transposed is not None and transposed.input[0] in tables and transposed.op_type == "Transpose" else ""
-        product = _Product(node.input[0], weights, np.zeros(weights.shape[1], np.float32), node.output[0], (node,), name, tied)
-        add = self.graph.only_user(node.output[0])
-        if add is not None and add.op_type == "Add":
-            for addend in add.input:
-                bias = self.graph.constant(addend)
-                if bias is not None and bias.shape == product.bias.shape:
-                    return replace(product, bias=bias, output=add.output[0], nodes=(node, add))
-        return product
-
     # What comes instead
 
-    def _multiply(self, products: list[_Product]) -> None:
+    def _multiply(self, products: list[Product]) -> None:
         """One product for all that share an activation."""
         import numpy as np
 

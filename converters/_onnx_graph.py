@@ -28,10 +28,18 @@ class Graph:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
 
+    def is_output(self, value: str) -> bool:
+        """Whether the graph gives a value out."""
+        return value in self._outputs
+
+    def users(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that use a value."""
+        return self._users.get(value, [])
+
     def only_user(self, value: str) -> onnx.NodeProto | None:
         """The node that uses a value, where nothing else does."""
-        users = self._users.get(value, [])
-        return users[0] if len(users) == 1 and value not in self._outputs else None
+        users = self.users(value)
+        return users[0] if len(users) == 1 and not self.is_output(value) else None
 
     def constant(self, value: str) -> NDArray[Any] | None:
         """What a value is in every run: a stored constant, transposed or joined to others; None if it depends on the input."""
@@ -71,8 +79,13 @@ def ranks(model: onnx.ModelProto) -> dict[str, int]:
             if value.type.tensor_type.HasField("shape")}
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """The value of a node's attribute."""
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node."""
     import onnx
 
-    return next((onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """The value of a node's attribute."""
+    return attributes(node).get(name, default)

@@ -79,6 +79,7 @@ class Candidate(Model):
         layers: to keep; None for all.
         width: share of heads and neurons to keep.
         epochs: of training; 0 for none.
+        precisions: lane → preset in place of its own.
         parameters: predicted number of weights.
         compute: predicted share of the original's multiply-accumulates in layers.
     """
@@ -87,6 +88,7 @@ class Candidate(Model):
     layers: int | None = None
     width: float = 1.0
     epochs: float = 0.0
+    precisions: dict[str, str] = {}
     parameters: int
     compute: float = 1.0
 
@@ -104,6 +106,10 @@ class Candidate(Model):
         parts += [f"{self.layers} layers"] if self.layers is not None else []
         parts += [f"width {self.width:g}"] if self.width < 1 else []
         parts += [f"{self.epochs:g} epochs"] if self.epochs else []
+        lanes: dict[str, list[str]] = {}
+        for lane, name in self.precisions.items():
+            lanes.setdefault(name, []).append(lane)
+        parts += [f"{name} for {', '.join(names)}" for name, names in lanes.items()]
         return ", ".join(parts) or "INT8 alone"
 
 
@@ -117,6 +123,11 @@ class LaneTrial(Model):
     metric: Estimate
     reference: Estimate
     drop: Estimate
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds at the longest length."""
+        return self.latency_ms[max(self.latency_ms)]
 
 
 class Miss(Model):
@@ -174,7 +185,7 @@ class Trial(Model):
     @property
     def latency(self) -> float:
         """Milliseconds at the longest length, of the slowest lane."""
-        return max(lane.latency_ms[max(lane.latency_ms)] for lane in self.lanes)
+        return max(lane.latency for lane in self.lanes)
 
     @property
     def speedup(self) -> float:
@@ -189,7 +200,7 @@ class Outlook:
     Attributes:
         wish: what is wanted.
         shape: of the original: ``parameters``, ``vocabulary``, ``embedding_width``, ``layers``, ``layer_parameters``; 0 where it is not known.
-        trials: those that were measured, that of the whole model first.
+        trials: those that were measured; the first is the whole model, in the precisions that all others have too.
     """
 
     wish: Wish
@@ -230,7 +241,7 @@ class Outlook:
         # Heads and neurons scale what lies in attention and in feed-forward networks alike.
         compute, inside = layers / self.shape["layers"] * width, self.shape["layer_parameters"]
         return Candidate(layers=layers if layers < self.shape["layers"] else None, width=width, compute=compute,
-                         parameters=self.shape["parameters"] - inside + round(inside * compute))
+                         precisions=self.trials[0].candidate.precisions, parameters=self.shape["parameters"] - inside + round(inside * compute))
 
     def _shaped(self, layers: int, width: float) -> Candidate:
         """The same with as many tokens as fit."""

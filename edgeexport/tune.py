@@ -1,15 +1,16 @@
 """Search for the smallest, fastest model that is still good enough. Each candidate is a recipe, and evaluating it is running its plan.
 
-Cheap candidates come first: INT8 alone, then what needs no training. From these it is known how bytes and milliseconds go with the shape, so
-that for each number of layers the widest model that should fulfil the wish is trained for a short time; the one that comes nearest to the
-original is trained for the rest of it. Everything that two candidates share is done once. What chooses are the development data; the evaluation
-data are read once, for the winner.
+Cheap candidates come first: INT8 alone, in each precision that is asked for, then what needs no training. From these it is known how bytes
+and milliseconds go with the shape, so that for each number of layers the widest model that should fulfil the wish is trained for a short time;
+the one that comes nearest to the original is trained for the rest of it. Everything that two candidates share is done once. What chooses are
+the development data; the evaluation data are read once, for the winner.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from edgeexport.candidates import Candidate, LaneTrial, Outlook, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
+from edgeexport.policy import PRESETS
 from edgeexport.prepare import Prepared
-from edgeexport.recipe import Recipe
+from edgeexport.recipe import Precision, Recipe
 from edgeexport.report.model import CandidateReport, ScoutReport, SearchReport
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.store import Entry
@@ -63,6 +65,8 @@ class Search:
         limits: jobs and memory.
         tell: told what the steps do.
         announce: told of each trial.
+        presets: precisions to try in place of the lanes' own.
+        precisions: lane → the preset that was best for it, where that is not its own.
         trials: what was evaluated, in order.
         scouts: what was trained for a short time, the nearest to the original first.
         refused: candidates that can't be made, with the reason.
@@ -73,6 +77,8 @@ class Search:
     limits: Limits
     tell: Callable[[Event], None]
     announce: Callable[[Trial], None] = lambda trial: None
+    presets: Sequence[str] = ()
+    precisions: dict[str, str] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     scouts: list[Scout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -85,12 +91,11 @@ class Search:
             EdgeExportError: a step failed.
         """
         self._begun = time.monotonic()
-        if not self._try(Candidate(parameters=self._outlook.shape["parameters"])):
-            for candidate in self._outlook.untrained():
-                if self._try(candidate):
-                    break
-            else:
-                self._train()
+        for stage in (self._whole, self._mixed, lambda: self._outlook.untrained()):
+            if any(map(self._try, stage())):
+                break
+        else:
+            self._train()
         return min(self.trials, key=lambda trial: (trial.shortfall, trial.size if trial.shortfall == 0 else 0, -trial.quality))
 
     @property
@@ -114,11 +119,42 @@ class Search:
         """The recipe of a candidate that was tried."""
         return self._recipe(trial.candidate)
 
+    # -- the whole model
+
+    def _whole(self) -> list[Candidate]:
+        """The whole model in the lanes' own precisions, and in each of the presets where a lane's format has it."""
+        lanes = [lane for target in self.prepared.targets for lane in target.lanes]
+        choices: list[dict[str, str]] = [{}]
+        for name in self.presets:
+            choice = {lane.name: name for lane in lanes if name in PRESETS[lane.format] and name != lane.precision}
+            if choice:
+                choices.append(choice)
+            else:
+                self.refused.append(f"{name}: no lane has another precision that it could take the place of")
+        return [Candidate(precisions=choice, parameters=self._shape["parameters"]) for choice in choices]
+
+    def _mixed(self) -> list[Candidate]:
+        """The whole model in the precision that was best for each lane, which all further candidates have; lanes do not depend on each other."""
+        def rank(trial: Trial, name: str) -> tuple[float, float]:
+            lanes = [lane for lane in trial.lanes if lane.lane == name]
+            return max(((sum(miss.share for miss in self.wish.misses(lane)), lane.latency) for lane in lanes), default=(math.inf, math.inf))
+
+        for name in dict.fromkeys(lane.lane for trial in self.trials for lane in trial.lanes):
+            _, best = min(((rank(trial, name), trial.candidate.precisions) for trial in self.trials), key=lambda found: found[0])
+            if name in best:
+                self.precisions[name] = best[name]
+        tried = any(trial.candidate.precisions == self.precisions for trial in self.trials)
+        return [] if tried else [Candidate(precisions=self.precisions, parameters=self._shape["parameters"])]
+
     @property
     def _outlook(self) -> Outlook:
+        return Outlook(self.wish, self._shape, [trial for trial in self.trials if trial.candidate.precisions == self.precisions])
+
+    @property
+    def _shape(self) -> dict[str, int]:
         spec = self.prepared.resolved.spec
         facts = {name: int(spec.facts.get(name) or 0) for name in ("vocabulary", "embedding_width", "layers", "layer_parameters")}
-        return Outlook(self.wish, {"parameters": int(spec.parameters or 0), **facts}, self.trials)
+        return {"parameters": int(spec.parameters or 0), **facts}
 
     # -- training
 
@@ -194,7 +230,9 @@ class Search:
     # -- trying
 
     def _recipe(self, candidate: Candidate) -> Recipe:
-        return self.prepared.resolved.recipe.model_copy(update={"compress": candidate.section})
+        recipe = self.prepared.resolved.recipe
+        lanes = recipe.precision.lanes | {lane: Precision(preset=name) for lane, name in candidate.precisions.items()}
+        return recipe.model_copy(update={"compress": candidate.section, "precision": recipe.precision.model_copy(update={"lanes": lanes})})
 
     def _try(self, candidate: Candidate) -> bool:
         """Evaluate a candidate; whether it fulfils the wish. One that can't be made is no end of the search."""

@@ -15,6 +15,7 @@ from edgeexport.cli.model_options import choose_recipe, model_options, tell_of_s
 from edgeexport.cli.progress import show_progress
 from edgeexport.cli.terminal import EXIT_CODES, err, json_option, megabytes, out, print_json
 from edgeexport.errors import EXIT_FAIL, UnknownName
+from edgeexport.policy import PRESETS
 from edgeexport.prepare import prepare
 from edgeexport.report.model import SearchReport, interval_text
 from edgeexport.store import Store
@@ -44,6 +45,8 @@ class Speedup(click.ParamType):  # type: ignore[type-arg]  # generic from click 
               help="Largest loss of the task metric on the development data, as a share; 0.02 is 2 points.")
 @click.option("speedups", "--min-speedup", type=Speedup(), multiple=True, metavar="[LANE=]FACTOR",
               help="Least speed of each lane against its float32 form, at the shortest and the longest length; LANE= for one lane alone.")
+@click.option("presets", "--precision", type=click.Choice(sorted(set().union(*PRESETS.values()) - {"float32"})), multiple=True,
+              help="Try this precision too, in each lane that has it, and take for each the one that serves it best; repeatable.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Time for search and training.")
 @click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at once; default: one per core, up to 4.")
 @click.option("--memory-mb", type=click.IntRange(500), help="Memory for all steps together; default: 80 % of what is there.")
@@ -51,8 +54,8 @@ class Speedup(click.ParamType):  # type: ignore[type-arg]  # generic from click 
               help="Where the winner's bundle goes, and its recipe.")
 @json_option
 def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | None, texts: Path | None, task: str | None, max_length: int | None,
-                 trusted: bool, max_size_mb: float | None, max_drop: float, speedups: tuple[tuple[str | None, float], ...], minutes: float,
-                 jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
+                 trusted: bool, max_size_mb: float | None, max_drop: float, speedups: tuple[tuple[str | None, float], ...],
+                 presets: tuple[str, ...], minutes: float, jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
     """Search for a smaller and faster model that is still good enough.
 
     Candidates (a smaller vocabulary, fewer layers, heads and neurons, trained towards the original) are chosen on the recipe's development
@@ -72,7 +75,8 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=dict(speedups).get(None), minutes=minutes,
                     lane_speedups={lane: factor for lane, factor in speedups if lane is not None})
         with show_progress() as progress:
-            search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)))
+            search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)),
+                            presets=tuple(dict.fromkeys(presets)))
             best = search.run()
             final = prepared.planned_anew(search.recipe_of(best))
             found = search.report(best)

@@ -140,6 +140,22 @@ def test_gemm_on_two_axes(quantized: Callable[..., onnx.ModelProto], transposed:
     assert np.abs(found - right).max() < 1e-4 * np.abs(right).max()
 
 
+@pytest.mark.parametrize(("more", "adds"), [([], 2), ([node("Add", "h x", "other")], 4)], ids=["carried", "normalization used elsewhere"])
+def test_a_bias_that_a_normalization_can_carry_needs_no_operator(quantized: Callable[..., onnx.ModelProto], more: list[onnx.NodeProto],
+                                                                adds: int) -> None:
+    constants = {"scale": 1 + 0.1 * floats(32), "shift": 0.1 * floats(32), "w": floats(32, 48), "b": floats(48), "v": floats(48, 32), "c": floats(32)}
+    model = small_model([
+        node("LayerNormalization", "x scale shift", "h", axis=-1, epsilon=1e-5), *more,
+        node("MatMul", "h w", "m"), node("Add", "m b", "u"), node("Relu", "u", "z"),
+        node("MatMul", "z v", "n"), node("Add", "n c", "p"), node("Add", "h p", "s"),
+        node("LayerNormalization", "s scale shift", "y", axis=-1, epsilon=1e-5)], constants, outputs=("y", *(["other"] if more else [])))
+    x = floats(2, 5, 32)
+    found = quantized(model)
+    assert operators(found).count("Add") == adds
+    for given, right in zip(run(found, x), run(model, x), strict=True):
+        assert np.abs(given - right).max() < 0.03 * np.abs(right).max()
+
+
 def test_what_attention_puts_out_is_not_rotated(quantized: Callable[..., onnx.ModelProto]) -> None:
     weights, x = floats(32, 4), floats(2, 5, 32)
     model = quantized(small_model([node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "x t", "s"), node("MatMul", "s x", "m"),

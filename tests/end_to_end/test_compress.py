@@ -62,12 +62,14 @@ def test_a_model_made_smaller_is_built_measured_and_judged(data: Cli) -> None:
 
 
 def test_tune_tries_candidates_and_writes_the_best_as_a_recipe(data: Cli) -> None:
-    ran = data("tune", "--target", "linux-x86_64", "--max-size-mb", "0.099", "--max-drop", "0.9", "--minutes", "0.5", "--json")
+    ran = data("tune", "--target", "linux-x86_64", "--precision", "static-int8", "--max-size-mb", "0.099", "--max-drop", "0.9", "--minutes", "0.5",
+               "--json")
     assert ran.code in {0, 1, 3}, ran.err
     found = ran.json
     candidates = found["search"]["candidates"]
     assert candidates[0]["title"] == "INT8 alone"
-    assert len(candidates) > 1
+    assert candidates[1]["title"].startswith("static-int8 for ")
+    assert len(candidates) > 2
     assert sum(candidate["chosen"] for candidate in candidates) == 1
     assert any(candidate["front"] for candidate in candidates)
     report = found["bundles"][0]["report"]

@@ -135,6 +135,42 @@ def test_what_is_missed_is_said_and_measured(wanted: Wish, given: dict[str, Any]
     assert misses(wish(100, 0.5, 1.0), measured) == []
 
 
+def in_lanes(precisions: dict[str, str], **latency: float) -> Trial:
+    """The whole model, with a latency for each lane."""
+    (lane,) = trial().lanes
+    lanes = tuple(lane.model_copy(update={"lane": name, "latency_ms": {128: value}}) for name, value in latency.items())
+    return Trial(candidate=Candidate(precisions=precisions, parameters=PARAMETERS), lanes=lanes, misses=())
+
+
+def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
+    search = Search(prepared(), wish(30), None, lambda event: None, presets=("static-int8", "weight-only-int8"))  # type: ignore[arg-type]
+    own, static, weights = (candidate.precisions for candidate in search._whole())
+    assert own == {}
+    assert static == {"litert": "static-int8", "onnx": "static-int8"}
+    assert weights == {"litert": "weight-only-int8"}  # which ONNX does not have
+    search.trials = [in_lanes(own, litert=5.0, onnx=9.0), in_lanes(static, litert=18.0, onnx=8.0), in_lanes(weights, litert=20.0, onnx=9.0)]
+    (mixed,) = search._mixed()
+    assert mixed.precisions == {"onnx": "static-int8"}
+    assert mixed.title == "static-int8 for onnx"
+    assert search._recipe(mixed).precision.lanes["onnx"].preset == "static-int8"
+    # All that is tried from there has the same, and is predicted from trials that have it.
+    search.trials.append(in_lanes(mixed.precisions, litert=5.0, onnx=8.0))
+    assert search._outlook.trials == [search.trials[-1]]
+    assert search._outlook._sized(6, 0.5).precisions == mixed.precisions
+    # What does not fulfil the wish is worth less than what is slow.
+    search.wish, search.precisions = wish(19), {}
+    small = in_lanes(weights, litert=20.0).lanes[0].model_copy(update={"size_bytes": int(18e6)})
+    search.trials = [in_lanes(own, litert=5.0), in_lanes(weights).model_copy(update={"lanes": (small,)})]
+    assert search._mixed() == []  # tried already
+    assert search.precisions == weights
+
+
+def test_a_precision_that_no_lane_has_is_said() -> None:
+    search = Search(prepared(), wish(), None, lambda event: None, presets=("dynamic-int8",))  # type: ignore[arg-type]
+    assert [candidate.precisions for candidate in search._whole()] == [{}]
+    assert search.refused == ["dynamic-int8: no lane has another precision that it could take the place of"]
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     small, fast, good = trial(10e6, 0.6, 9), trial(12e6, 0.6, 5), trial(20e6, 0.7, 10)
     worse = trial(12e6, 0.59, 9)
