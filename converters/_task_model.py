@@ -14,7 +14,7 @@ from edgeexport.session.tasks import output_names
 from edgeexport.session.text import TextSpec, read_text_spec
 
 from ._own_code import brings_code, brings_model
-from ._pruned_model import PRUNED_SHAPES, with_shapes
+from ._pruned_model import EMBEDDING_RANK, PRUNED_SHAPES, as_written
 from ._smoothing import smooth
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model_class = TasksManager.get_model_class_for_task(TasksManager.map_from_synonym(task.value), framework="pt")
     try:
-        shapes = read_config(directory).get(PRUNED_SHAPES)
-        if shapes:
+        written = read_config(directory)
+        if PRUNED_SHAPES in written or EMBEDDING_RANK in written:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-            model_class = with_shapes(model_class._model_mapping[type(config)], shapes)
+            model_class = as_written(model_class._model_mapping[type(config)], written)
         model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
                                                   trust_remote_code=brings_code(directory), output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:

@@ -19,7 +19,7 @@ from ._examples import Example, by_length, read_examples
 from ._fake_quantization import rounded
 from ._objective import VECTORS, Objective, has_one_class
 from ._processes import process_count, run_processes, serve, tell
-from ._pruned_model import pruned_spec, save_model
+from ._pruned_model import pruned_spec, save_model, token_table
 from ._relations import Projections
 from ._task_model import load_model, read_text
 from ._teacher_outputs import TeacherOutputs
@@ -148,7 +148,7 @@ def prepare(model: PreTrainedModel, *, embeddings: bool) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if not embeddings:
-        model.get_input_embeddings().weight.requires_grad_(False)
+        token_table(model).weight.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

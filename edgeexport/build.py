@@ -131,7 +131,9 @@ def _compression(evaluation: Evaluation) -> CompressionReport | None:
     before, after = resolved.spec, evaluation.facts(plan.checkpoint)
     return CompressionReport(
         parameters=(before.parameters, after.get("parameters")),
-        vocabulary=(before.facts.get("vocabulary"), after.get("vocabulary")), layers=(before.facts.get("layers"), after.get("layers")),
+        vocabulary=(before.facts.get("vocabulary"), after.get("vocabulary")),
+        embedding=(before.facts.get("embedding_width"), after.get("embedding_rank", after.get("embedding_width"))),
+        layers=(before.facts.get("layers"), after.get("layers")),
         heads=after.get("heads", ()), neurons=after.get("neurons", ()), coverage=after.get("coverage", {}).get("data", {}),
         training=after.get("training", {}))
 

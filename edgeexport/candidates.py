@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeexport.artifact import Model
-from edgeexport.recipe import CompressSection, DistillSection, PruneSection, VocabularySection
+from edgeexport.recipe import CompressSection, DistillSection, EmbeddingsSection, PruneSection, VocabularySection
 from edgeexport.verify.intervals import Estimate
 
 # Shares of the layers that are tried.
@@ -21,9 +21,13 @@ DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)
 TIMED_WIDTH = 0.35
 # Narrower than this share of its heads and neurons, a layer is better left out.
 LEAST_WIDTH = 0.15
-# Shares of the vocabulary that are kept at least, each a way to divide the bytes between tokens and layers. With fewer tokens than the least,
-# words of the user's own texts are cut to pieces.
-VOCABULARIES = (0.3, 0.6)
+# Shares of the token table that are kept at least, each a way to divide the bytes between tokens and layers. With less of it than the least,
+# tokens can't be told apart as they could.
+TABLES = (0.25, 0.5)
+# Without training no fewer tokens than this share: words of the user's own texts would be cut to pieces.
+LEAST_VOCABULARY = 0.3
+# Numbers a token has come in such steps, as registers hold them.
+RANK_STEP = 8
 # Predicted speed may be missed by about as much as two measurements of one model differ.
 SPEED_MARGIN = 1.05
 
@@ -76,6 +80,7 @@ class Candidate(Model):
 
     Attributes:
         vocabulary: tokens to keep; None for all.
+        rank: of the table of token vectors; None for the table as it is.
         layers: to keep; None for all.
         width: share of heads and neurons to keep.
         epochs: of training; 0 for none.
@@ -85,6 +90,7 @@ class Candidate(Model):
     """
 
     vocabulary: int | None = None
+    rank: int | None = None
     layers: int | None = None
     width: float = 1.0
     epochs: float = 0.0
@@ -96,13 +102,15 @@ class Candidate(Model):
     def section(self) -> CompressSection:
         """The recipe's section that says it."""
         prune = PruneSection(layers=self.layers, heads=self.width, neurons=self.width) if self.layers is not None or self.width < 1 else None
-        return CompressSection(vocabulary=VocabularySection(size=self.vocabulary) if self.vocabulary else None, prune=prune,
+        return CompressSection(vocabulary=VocabularySection(size=self.vocabulary) if self.vocabulary else None,
+                               embeddings=EmbeddingsSection(rank=self.rank) if self.rank else None, prune=prune,
                                distill=DistillSection(epochs=self.epochs) if self.epochs else None)
 
     @property
     def title(self) -> str:
         """A short name for tables."""
         parts = [f"{self.vocabulary:,} tokens"] if self.vocabulary else []
+        parts += [f"rank {self.rank}"] if self.rank else []
         parts += [f"{self.layers} layers"] if self.layers is not None else []
         parts += [f"width {self.width:g}"] if self.width < 1 else []
         parts += [f"{self.epochs:g} epochs"] if self.epochs else []
@@ -208,23 +216,25 @@ class Outlook:
     trials: Sequence[Trial]
 
     def untrained(self) -> list[Candidate]:
-        """Candidates that need no training: a smaller vocabulary alone; where speed is wanted, a narrow model, whose speed tells that of others."""
-        if not self.shape["layers"]:
+        """Candidates that need no training: a smaller table of tokens, or fewer of them; where speed is wanted, a narrow model, whose speed tells
+        that of others."""
+        layers = self.shape["layers"]
+        if not layers:
             return []
-        smaller = self._shaped(self.shape["layers"], 1.0)
         if self.wish.for_speed:
-            return [self._sized(self.shape["layers"], TIMED_WIDTH)]
-        return [smaller] if smaller.vocabulary is not None and self._keeps_enough_tokens(smaller) else []
+            return [self._sized(layers, TIMED_WIDTH)]
+        whole = self._sized(layers, 1.0)
+        return [found for found in (self._with_lower_rank(whole), self._with_fewer_tokens(whole)) if found is not None and found != whole]
 
     def structures(self) -> list[Candidate]:
-        """What to train: for each number of layers the widest that should fulfil the wish, first with fewer tokens and then with more; deep ones
-        first."""
+        """What to train: for each number of layers the widest that should fulfil the wish, first with a smaller table of tokens and then with a
+        larger one; deep ones first."""
         layers, found = self.shape["layers"], []
-        for share in VOCABULARIES:
+        for share in TABLES:
             for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS if layers):
                 width = min(1.0, self._widest_by_speed(count / layers), self._widest_by_size(count / layers, share))
-                candidate = self._shaped(count, math.floor(width * 100) / 100)
-                if width >= LEAST_WIDTH and self._keeps_enough_tokens(candidate) and candidate.section.changes_model and candidate not in found:
+                candidate = self._with_lower_rank(self._sized(count, math.floor(width * 100) / 100)) if width >= LEAST_WIDTH else None
+                if candidate is not None and candidate.section.changes_model and candidate not in found:
                     found.append(candidate)
         return found
 
@@ -243,23 +253,33 @@ class Outlook:
         return Candidate(layers=layers if layers < self.shape["layers"] else None, width=width, compute=compute,
                          precisions=self.trials[0].candidate.precisions, parameters=self.shape["parameters"] - inside + round(inside * compute))
 
-    def _shaped(self, layers: int, width: float) -> Candidate:
-        """The same with as many tokens as fit."""
-        candidate = self._sized(layers, width)
-        if candidate.parameters <= self._room:
+    def _with_lower_rank(self, candidate: Candidate) -> Candidate | None:
+        """The same with as many numbers for each token as fit; None where these are too few."""
+        over = candidate.parameters - self._room
+        if over <= 0:
             return candidate
-        dropped = math.ceil((candidate.parameters - self._room) / max(self.shape["embedding_width"], 1))
-        return candidate.model_copy(update={"vocabulary": self.shape["vocabulary"] - dropped,
-                                            "parameters": candidate.parameters - dropped * self.shape["embedding_width"]})
+        tokens, width = self.shape["vocabulary"], self.shape["embedding_width"]
+        rank = math.floor((tokens * width - over) / (tokens + width) / RANK_STEP) * RANK_STEP
+        if rank < math.floor(min(TABLES) * width / RANK_STEP) * RANK_STEP:
+            return None
+        return candidate.model_copy(update={"rank": rank, "parameters": candidate.parameters - tokens * width + rank * (tokens + width)})
 
-    def _keeps_enough_tokens(self, candidate: Candidate) -> bool:
-        return candidate.vocabulary is None or candidate.vocabulary >= min(VOCABULARIES) * self.shape["vocabulary"]
+    def _with_fewer_tokens(self, candidate: Candidate) -> Candidate | None:
+        """The same with as many tokens as fit; None where these are too few."""
+        dropped = max(0, math.ceil((candidate.parameters - self._room) / max(self.shape["embedding_width"], 1)))
+        kept = self.shape["vocabulary"] - dropped
+        if kept < LEAST_VOCABULARY * self.shape["vocabulary"]:
+            return None
+        return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - dropped * self.shape["embedding_width"]}
+                                    if dropped else {})
 
     def _widest_by_size(self, depth: float, share: float) -> float:
-        """The width at which a share of the vocabulary fits; more than 1 where there is room left."""
-        tokens = round((1 - share) * self.shape["vocabulary"]) * self.shape["embedding_width"]
+        """The width at which a share of the table of tokens fits; more than 1 where there is room left."""
+        tokens, width = self.shape["vocabulary"], self.shape["embedding_width"]
+        rank = math.floor(share * width / RANK_STEP) * RANK_STEP
         inside = self.shape["layer_parameters"]
-        return (self._room - (self.shape["parameters"] - inside - tokens)) / max(1.0, inside * depth)
+        left = self.shape["parameters"] - inside - tokens * width + rank * (tokens + width)
+        return (self._room - left) / max(1.0, inside * depth)
 
     def _widest_by_speed(self, depth: float) -> float:
         """The width at which every lane should be as fast as wanted, at its shortest and at its longest length.

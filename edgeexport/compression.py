@@ -1,4 +1,4 @@
-"""How a recipe's `[compress]` becomes steps: a smaller vocabulary, parts taken out, and training towards the original."""
+"""How a recipe's `[compress]` becomes steps: a smaller vocabulary, a smaller table, parts taken out, and training towards the original."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         unseen = {"development": "@development"} if "development" in resolved.datasets else {}
         trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",), reported=tuple(unseen))
         checkpoint = graph.must("trim_vocabulary", trim, inputs | unseen)
+    if section.embeddings is not None:
+        if resolved.spec.task is Task.FILL_MASK:
+            raise PlanError("The table of a model that fills in tokens is what it answers with, too.", hint="take compress.embeddings out")
+        factors = make_step("factorize_embeddings", rank=section.embeddings.rank)
+        inputs = {"checkpoint": checkpoint, "training": _training(resolved, "compress.embeddings")}
+        checkpoint = graph.must(f"factorize_embeddings[{section.embeddings.rank}]", factors, inputs)
     if section.prune is not None:
         checkpoint = _prune(graph, resolved, section.prune, checkpoint)
     if section.distill is not None:

@@ -63,6 +63,12 @@ class VocabularySection(Model):
     size: int = Field(gt=0, description="Tokens to keep, at most.")
 
 
+class EmbeddingsSection(Model):
+    """A smaller table of token vectors that keeps every token: in two factors."""
+
+    rank: int = Field(gt=0, description="Numbers a token has in the table; a matrix makes the model's width of them.")
+
+
 class PruneSection(Model):
     """Parts taken out of the model: what counts least on the training data."""
 
@@ -94,13 +100,14 @@ class CompressSection(Model):
     """How the checkpoint is made smaller before it is exported, in this order."""
 
     vocabulary: VocabularySection | None = None
+    embeddings: EmbeddingsSection | None = None
     prune: PruneSection | None = None
     distill: DistillSection | None = None
 
     @property
     def changes_model(self) -> bool:
         """Whether another model than the original is exported."""
-        return any((self.vocabulary, self.prune, self.distill))
+        return any((self.vocabulary, self.embeddings, self.prune, self.distill))
 
 
 class DataFile(Model):

@@ -452,7 +452,8 @@ def model_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
 def compression_rows(found: CompressionReport) -> list[tuple[str, str]]:
     """What was taken out, as pairs of title and text."""
     rows = []
-    for title, (before, after) in (("parameters", found.parameters), ("tokens", found.vocabulary), ("layers", found.layers)):
+    for title, (before, after) in (("parameters", found.parameters), ("tokens", found.vocabulary), ("numbers in a token's vector", found.embedding),
+                                   ("layers", found.layers)):
         if before is not None and after is not None and before != after:
             rows.append((title, f"{after:,} of {before:,} ({percent(after / before)})"))
     for title, kept in (("attention heads by layer", found.heads), ("neurons by network", found.neurons)):

@@ -36,6 +36,7 @@ class CompressionReport(Model):
     Attributes:
         parameters: number of weights of the original and of what is exported.
         vocabulary: tokens of both.
+        embedding: numbers that a token has in the tables of both.
         layers: layers of both.
         heads: attention heads that each layer kept; empty where none was taken out.
         neurons: neurons that each feed-forward network kept; empty where none was taken out.
@@ -45,6 +46,7 @@ class CompressionReport(Model):
 
     parameters: tuple[int | None, int | None]
     vocabulary: tuple[int | None, int | None]
+    embedding: tuple[int | None, int | None] = (None, None)
     layers: tuple[int | None, int | None]
     heads: tuple[int, ...] = ()
     neurons: tuple[int, ...] = ()

@@ -20,7 +20,7 @@ def compressed(data: tuple[str, ...] = DATA, task: Task = Task.SENTENCE_SIMILARI
     facts = {name: {"name": name, "rows": 1, "labelled": name != "probes"} for name in data}
     leaves = {name: leaf.model_copy(update={"artifact": leaf.artifact.model_copy(update={
         "spec": leaf.artifact.spec.model_copy(update={"facts": facts[name]})})}) for name, leaf in found.leaves.items()}
-    spec = found.spec.model_copy(update={"facts": found.spec.facts | {"vocabulary": 1000, "layers": 6, "labels": ["a", "b"]}})
+    spec = found.spec.model_copy(update={"facts": found.spec.facts | {"vocabulary": 1000, "embedding_width": 32, "layers": 6, "labels": ["a", "b"]}})
     return Resolved(found.recipe, found.source, spec, found.text, found.datasets, leaves, found.judging)
 
 
@@ -39,11 +39,12 @@ def test_without_the_section_nothing_is_added() -> None:
     assert plan.checkpoint == "load_checkpoint"
 
 
-def test_the_order_is_vocabulary_layers_channels_training() -> None:
-    plan = planned(vocabulary={"size": 500}, prune={"layers": 3, "heads": 0.5, "neurons": 0.5}, distill={"epochs": 1})
+def test_the_order_is_vocabulary_table_layers_channels_training() -> None:
+    plan = planned(vocabulary={"size": 500}, embeddings={"rank": 8}, prune={"layers": 3, "heads": 0.5, "neurons": 0.5}, distill={"epochs": 1})
     nodes = plan.nodes
     assert nodes["trim_vocabulary"].inputs == {"checkpoint": "load_checkpoint", "training": "@training", "development": "@development"}
-    assert nodes["drop_layers[3]"].inputs["checkpoint"] == "trim_vocabulary"
+    assert nodes["factorize_embeddings[8]"].inputs == {"checkpoint": "trim_vocabulary", "training": "@training"}
+    assert nodes["drop_layers[3]"].inputs["checkpoint"] == "factorize_embeddings[8]"
     assert nodes["measure_channels"].inputs["checkpoint"] == "drop_layers[3]"
     assert nodes["prune_channels[0.5, 0.5]"].inputs["checkpoint"] == "drop_layers[3]"
     assert nodes["distill"].inputs == {"student": "prune_channels[0.5, 0.5]", "teacher": "compute_teacher", "training": "@training",
@@ -84,6 +85,7 @@ def test_importance_by_weights_needs_no_data() -> None:
 
 @pytest.mark.parametrize(("sections", "message"), [
     ({"vocabulary": {"size": 500}}, "compress.vocabulary needs training data"),
+    ({"embeddings": {"rank": 8}}, "compress.embeddings needs training data"),
     ({"prune": {"layers": 3}}, "compress.prune.layers needs training data"),
     ({"prune": {"neurons": 0.5}}, "compress.prune.importance needs training data"),
     ({"distill": {}}, "compress.distill needs training data"),
@@ -96,6 +98,7 @@ def test_a_method_without_its_data_is_refused(sections: dict[str, Any], message:
 
 @pytest.mark.parametrize(("sections", "reason"), [
     ({"vocabulary": {"size": 1000}}, "the model has 1,000 tokens only"),
+    ({"embeddings": {"rank": 32}}, "a token of this model has 32 numbers only"),
     ({"prune": {"layers": 6}}, "the model has 6 layers"),
 ])
 def test_what_would_take_nothing_out_is_refused(sections: dict[str, Any], reason: str) -> None:
@@ -107,6 +110,8 @@ def test_what_would_take_nothing_out_is_refused(sections: dict[str, Any], reason
 def test_the_vocabulary_that_answers_stays_whole() -> None:
     with pytest.raises(PlanError, match="what it answers with"):
         planned(DATA, Task.FILL_MASK, vocabulary={"size": 500})
+    with pytest.raises(PlanError, match="what it answers with"):
+        planned(DATA, Task.FILL_MASK, embeddings={"rank": 8})
 
 
 def test_labels_that_are_not_there_cannot_be_learned() -> None:

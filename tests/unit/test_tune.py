@@ -62,21 +62,22 @@ def test_structures_are_the_widest_that_should_fulfil_the_wish() -> None:
     found = outlook(wish(11.4, speedup=3.0), whole, narrow).structures()
     assert len(found) >= 3
     for candidate in found:
-        layers, width = candidate.layers or 6, candidate.width
-        kept = candidate.vocabulary or 30522
-        parameters = PARAMETERS - 10_646_784 * (1 - layers / 6 * width) - (30522 - kept) * 384
-        assert candidate.parameters == pytest.approx(parameters, abs=2)
-        assert parameters + 1.2e6 <= 11.4e6 + 1
+        layers, width, rank = candidate.layers or 6, candidate.width, candidate.rank or 384
+
+        def parameters(width: float, rank: int, layers: int = layers) -> float:
+            table = 30522 * 384 - rank * (30522 + 384) if rank < 384 else 0
+            return PARAMETERS - 10_646_784 * (1 - layers / 6 * width) - table
+
+        assert candidate.parameters == pytest.approx(parameters(width, rank), abs=2)
+        assert parameters(width, rank) + 1.2e6 <= 11.4e6 + 1
         assert layers * (2 + 8 * width) <= 50 / 1.05
-        assert kept >= 0.3 * 30522
-        # A wider one would be too slow, or leave no room for so many tokens.
+        assert rank >= 96 and rank % 8 == 0
+        # The table is as large as the size allows; a wider model would be too slow, or leave no room for the least table.
+        assert parameters(width, rank + 8) + 1.2e6 > 11.4e6
         wider = width + 0.011
-        tokens = 30522 + (11.4e6 - 1.2e6 - PARAMETERS + 10_646_784 * (1 - layers / 6 * wider)) / 384
-        least = 0.6 if kept >= 0.6 * 30522 else 0.3
-        assert layers * (2 + 8 * wider) > 50 / 1.05 or wider > 1 or tokens < least * 30522
+        least = 192 if rank >= 192 else 96
+        assert layers * (2 + 8 * wider) > 50 / 1.05 or wider > 1 or parameters(wider, least) + 1.2e6 > 11.4e6
     assert [candidate.layers for candidate in found][:3] == [None, 4, 3]  # deep ones first, each number of layers once
-    # The vocabulary is as large as the size allows.
-    assert all(candidate.vocabulary is None or candidate.parameters + 384 > 11.4e6 - 1.2e6 for candidate in found)
 
 
 def test_each_lane_has_a_speed_of_its_own_to_reach() -> None:
@@ -88,19 +89,22 @@ def test_each_lane_has_a_speed_of_its_own_to_reach() -> None:
     assert misses(other, trial(speedup=1.0)) == []
 
 
-def test_without_a_limit_of_size_the_vocabulary_stays() -> None:
-    assert all(candidate.vocabulary is None for candidate in outlook(wish(None), trial()).structures())
+def test_without_a_limit_of_size_the_tokens_stay() -> None:
+    assert all(candidate.vocabulary is candidate.rank is None for candidate in outlook(wish(None), trial()).structures())
 
 
 def test_a_size_that_no_structure_reaches_leaves_nothing_to_train() -> None:
     assert outlook(wish(1.0), trial()).structures() == []
 
 
-def test_a_smaller_vocabulary_alone_comes_first_where_size_is_all() -> None:
+def test_a_smaller_table_or_vocabulary_alone_comes_first_where_size_is_all() -> None:
     base = trial(PARAMETERS + 1.2e6)
-    (found,) = outlook(wish(17.0), base).untrained()
-    assert (found.layers, found.width, found.epochs) == (None, 1.0, 0.0)
-    assert found.parameters <= 17e6 - 1.2e6
+    narrower, fewer = outlook(wish(17.0), base).untrained()
+    assert [(found.layers, found.width, found.epochs) for found in (narrower, fewer)] == [(None, 1.0, 0.0)] * 2
+    assert narrower.rank is not None and fewer.vocabulary is not None and narrower.vocabulary is fewer.rank is None
+    assert 17e6 - 1.2e6 - 8 * 30522 < narrower.parameters <= 17e6 - 1.2e6
+    assert 17e6 - 1.2e6 - 384 < fewer.parameters <= 17e6 - 1.2e6
+    assert outlook(wish(14.0), base).untrained() == []  # with so few tokens or numbers for each it could not do
     assert outlook(wish(30.0), base).untrained() == []  # nothing to take out
 
 
@@ -116,9 +120,9 @@ def test_where_speed_is_wanted_a_narrow_model_is_timed_first(size: float | None)
 
 
 def test_a_candidate_is_a_section_of_a_recipe() -> None:
-    section = Candidate(vocabulary=9000, layers=4, width=0.75, epochs=2.5, parameters=1).section
+    section = Candidate(vocabulary=9000, rank=96, layers=4, width=0.75, epochs=2.5, parameters=1).section
     assert section.model_dump(exclude_defaults=True) == {
-        "vocabulary": {"size": 9000}, "prune": {"layers": 4, "heads": 0.75, "neurons": 0.75}, "distill": {"epochs": 2.5}}
+        "vocabulary": {"size": 9000}, "embeddings": {"rank": 96}, "prune": {"layers": 4, "heads": 0.75, "neurons": 0.75}, "distill": {"epochs": 2.5}}
     assert not Candidate(parameters=1).section.changes_model
 
 
