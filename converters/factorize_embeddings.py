@@ -14,7 +14,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES, no_description
 from ._examples import read_examples
-from ._own_code import brings_code
+from ._own_code import brings_model
 from ._pruned_model import factorize, pruned_spec, save_model, token_table
 from ._task_model import load_model
 
@@ -65,8 +65,8 @@ class FactorizeEmbeddings(Step):
 
         torch.set_num_threads(context.threads)
         checkpoint = inputs["checkpoint"]
-        if brings_code(checkpoint.path):
-            raise CheckpointError("The table of a checkpoint that brings code of its own cannot be factorized.",
+        if brings_model(checkpoint.path):
+            raise CheckpointError("The table of a checkpoint that brings its own model code cannot be factorized.",
                                   why="what its code does with the table is not known", hint="take compress.embeddings out")
         context.report(None, "loading the model")
         model = load_model(checkpoint.path, checkpoint.spec.require_task())

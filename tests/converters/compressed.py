@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from architectures import TOLERANCE, spread
 from edgeexport.converters._task_model import load_model
-from reference import Original
+from reference import Original, pooled
 from tiny import CLASSES, TEXTS, Case
-from zoo import Zoo, as_rows
+from zoo import RUNTIMES, Zoo, as_rows
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
 from edgeexport.dataset import Entity, Row
+from edgeexport.session import Payload, Session
 from edgeexport.step import Context, View
 
 # Of one to about twenty words, and some longer than the tiny models read.
@@ -84,3 +86,18 @@ def weights_of(view: View) -> dict[str, torch.Tensor]:
     return load_file(view.path / "model.safetensors")
 
 
+def assert_exports_equally(zoo: Zoo, view: View, texts: Sequence[tuple[str, ...]], expected: Sequence[dict[str, np.ndarray]],
+                           model_format: str) -> None:
+    """A changed checkpoint's float32 export answers texts as expected, in its runtime."""
+    options = {"lengths": (32,)} if model_format == "tflite" else {}
+    exported = zoo.run(find_step(f"export_{model_format}")(**options), {"checkpoint": view})
+    session = Session(Payload(zoo.payload(view, exported).path), "v", RUNTIMES[model_format])
+    unit = spread(list(expected))
+    for text, outputs in zip(texts, expected, strict=True):
+        encoded = session.encode(*text)
+        for name, value in session.outputs(encoded).items():
+            wanted = {"sentence_embedding": lambda outputs=outputs: pooled(outputs["last_hidden_state"][0], "mean")[None],
+                      "token_embeddings": lambda outputs=outputs: outputs["last_hidden_state"]}.get(name, lambda: outputs[name])()  # noqa: B023
+            real = value[:, :len(encoded.ids)] if value.ndim == 3 or name in {"start_logits", "end_logits"} else value
+            assert real.shape == wanted.shape
+            assert np.abs(real - wanted).max() <= TOLERANCE * unit

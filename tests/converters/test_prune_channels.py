@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 from architectures import TOLERANCE, spread, texts_for
-from compressed import answers_of, data_for, evidence, model_of, rows_for, weights_of
+from compressed import answers_of, assert_exports_equally, data_for, evidence, model_of, rows_for, weights_of
 from edgeexport.converters._examples import collate, read_examples
 from edgeexport.converters._task_model import load_model
 from edgeexport.converters.prune_channels import choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Original, pooled
+from reference import Original
 from tiny import CLASSES, TEXTS, Case
-from zoo import RUNTIMES, Zoo
+from zoo import Zoo
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
 from edgeexport.checkpoint import ENCODERS
-from edgeexport.session import Payload, Session
 from edgeexport.session.text import read_text_spec
 from edgeexport.step import Refusal, View
 
@@ -185,31 +184,16 @@ def test_tensors_are_narrower(pruned: Any, zoo: Zoo, case: Case) -> None:
     assert (one.view.path / "model.safetensors").stat().st_size < (zoo.loaded(case).path / "model.safetensors").stat().st_size
 
 
-def assert_exports_equally(one: Pruned, model_format: str) -> None:
-    zoo = one.zoo
-    options = {"lengths": (32,)} if model_format == "tflite" else {}
-    exported = zoo.run(find_step(f"export_{model_format}")(**options), {"checkpoint": one.view})
-    session = Session(Payload(zoo.payload(one.view, exported).path), "v", RUNTIMES[model_format])
-    expected = one.expected()
-    unit = spread(expected)
-    for text, outputs in zip(one.texts(), expected, strict=True):
-        encoded = session.encode(*text)
-        for name, value in session.outputs(encoded).items():
-            wanted = {"sentence_embedding": lambda outputs=outputs: pooled(outputs["last_hidden_state"][0], "mean")[None],
-                      "token_embeddings": lambda outputs=outputs: outputs["last_hidden_state"]}.get(name, lambda: outputs[name])()  # noqa: B023
-            real = value[:, :len(encoded.ids)] if value.ndim == 3 or name in {"start_logits", "end_logits"} else value
-            assert real.shape == wanted.shape
-            assert np.abs(real - wanted).max() <= TOLERANCE * unit
-
-
 @pytest.mark.parametrize("case", IN_ONNX, ids=str)
-def test_onnx_of_a_pruned_model(pruned: Any, case: Case) -> None:
-    assert_exports_equally(pruned(case), "onnx")
+def test_onnx_of_a_pruned_model(pruned: Any, zoo: Zoo, case: Case) -> None:
+    one = pruned(case)
+    assert_exports_equally(zoo, one.view, one.texts(), one.expected(), "onnx")
 
 
 @pytest.mark.parametrize("case", IN_TFLITE, ids=str)
-def test_tflite_of_a_pruned_model(pruned: Any, case: Case) -> None:
-    assert_exports_equally(pruned(case), "tflite")
+def test_tflite_of_a_pruned_model(pruned: Any, zoo: Zoo, case: Case) -> None:
+    one = pruned(case)
+    assert_exports_equally(zoo, one.view, one.texts(), one.expected(), "tflite")
 
 
 def test_everything_else_of_a_checkpoint_stays(pruned: Any, zoo: Zoo) -> None:
