@@ -74,6 +74,10 @@ class Wish(Model):
                                   words=f"{lane.lane}: {speedup:.2f} times as fast as float32 at {length} tokens, less than {wanted:g}"))
         return found
 
+    def is_surely_fulfilled(self, trial: Trial) -> bool:
+        """Whether a trial keeps every limit, and that of the metric with the whole interval of its drop."""
+        return not trial.misses and all(lane.drop.high <= self.max_drop for lane in trial.lanes)
+
 
 class Candidate(Model):
     """A way to make the model smaller.
@@ -174,6 +178,11 @@ class Trial(Model):
     def has_the_shape(self) -> bool:
         """Whether it is small and fast enough, which training does not change."""
         return all(miss.limit == "metric" for miss in self.misses)
+
+    def goes_on_from(self, other: Trial) -> bool:
+        """Whether this is the other after more training, no less small and fast."""
+        same = self.candidate.model_copy(update={"epochs": other.candidate.epochs}) == other.candidate
+        return same and self.candidate.epochs > other.candidate.epochs > 0 and self.has_the_shape
 
     @property
     def size(self) -> int:

@@ -84,7 +84,8 @@ class Search:
     refused: list[str] = field(default_factory=list)
 
     def run(self) -> Trial:
-        """Evaluate candidates until one fulfils the wish, or the time is up; returns the best.
+        """Evaluate candidates until one fulfils the wish, or the time is up; returns the best. One that was trained and fulfils it is trained on,
+        unless the whole interval of its drop does.
 
         Raises:
             RecipeError: there are no labelled development data, or no metric for the task.
@@ -96,7 +97,10 @@ class Search:
                 break
         else:
             self._train()
-        return min(self.trials, key=lambda trial: (trial.shortfall, trial.size if trial.shortfall == 0 else 0, -trial.quality))
+        # Of two models that differ by how long they were trained, the development data can't tell which answers better; its distance from the
+        # original, by which each was trained and kept, can.
+        final = [trial for trial in self.trials if not any(other.goes_on_from(trial) for other in self.trials)]
+        return min(final, key=lambda trial: (trial.shortfall, trial.size if trial.shortfall == 0 else 0, -trial.quality))
 
     @property
     def pareto(self) -> list[Trial]:
@@ -182,10 +186,10 @@ class Search:
         # How far the answers are from the original's is known far better than how many of them are right.
         self.scouts.sort(key=lambda scout: scout.distance)
         for scout in self.scouts:
-            if self._try(scout.candidate):
-                return
+            self._try(scout.candidate)
             if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
-                self._train_on(scout)
+                if not self.wish.is_surely_fulfilled(self.trials[-1]):
+                    self._train_on(scout)
                 return
 
     def _train_on(self, scout: Scout) -> None:

@@ -216,8 +216,9 @@ def test_the_winner_is_an_ordinary_recipe_wherever_it_lies(tmp_path: Path) -> No
 class Rehearsed(Search):
     """A search in which nothing runs: candidates come to what a test says, and the clock goes as far as it says."""
 
-    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None) -> None:
-        wanted = Wish(max_size_mb=None, max_drop=0.0, min_speedup=2.0, minutes=minutes)
+    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None,
+                 drop: float = 0.0) -> None:
+        wanted = Wish(max_size_mb=None, max_drop=drop, min_speedup=2.0, minutes=minutes)
         super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
         self.distances, self.shapes, self.good = distances, shapes, good
         self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
@@ -264,9 +265,26 @@ def test_the_nearest_of_the_right_shape_gets_the_rest_of_the_time() -> None:
     assert -1 < found._left() - found._evaluating < 1  # the winner is evaluated once more
 
 
-def test_what_fulfils_the_wish_ends_the_search() -> None:
-    found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, good=0.1)
+def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
+    distances, shapes = {None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}
+    found = rehearse(distances, shapes, good=0.1, drop=0.05)  # a drop of 0.02 with an interval up to 0.03
     assert [candidate.layers for candidate in found.tried] == [4]
+    # What fulfils it by the middle of its interval is trained on.
+    found = rehearse(distances, shapes, good=0.1, drop=0.025)
+    assert [candidate.layers for candidate in found.tried] == [4, 4]
+    assert found.tried[1].epochs > 3 * found.tried[0].epochs
+
+
+def test_more_training_counts_for_more_than_the_metric_of_few_examples() -> None:
+    once, twice = (trial(quality=quality).model_copy(update={"candidate": Candidate(layers=3, epochs=epochs, parameters=1)})
+                   for quality, epochs in ((0.71, 1.0), (0.70, 4.0)))
+    assert twice.goes_on_from(once) and not once.goes_on_from(twice)
+    slower = twice.model_copy(update={"misses": tuple(wish(speedup=9).misses(twice.lanes[0]))})
+    assert not slower.goes_on_from(once)
+    other = twice.model_copy(update={"candidate": twice.candidate.model_copy(update={"layers": 4})})
+    assert not other.goes_on_from(once)
+    untrained = once.model_copy(update={"candidate": Candidate(layers=3, parameters=1)})
+    assert not twice.goes_on_from(untrained)
 
 
 def test_what_cannot_be_made_is_left_out() -> None:
