@@ -12,6 +12,9 @@ from edgeexport.resolve import Resolved
 
 SIMILARITIES = 0.3
 LABELS = 0.5
+# Most words are in no entity, and soon answered as the original answers them: a mean over all words is small. Measured on an NER model after
+# 1.5 epochs: distance 0.0532 with 1, 0.0451 with 4; for a classifier of texts they made no difference.
+ANSWERS_BY_WORD = 4.0
 
 
 def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
@@ -90,6 +93,7 @@ def _distill(graph: Graph, resolved: Resolved, section: DistillSection, original
         inputs["development"] = "@development"
         inputs["development_teacher"] = graph.must("compute_teacher[development]", answers, {"checkpoint": original, "texts": "@development"})
     labelled = graph.spec("@training").facts["labelled"] and task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}
-    defaults = {"similarities": SIMILARITIES if task in VECTOR_TASKS else 0.0, "labels": LABELS if labelled else 0.0}
+    defaults = {"answers": ANSWERS_BY_WORD if task is Task.TOKEN_CLASSIFICATION else 1.0,
+                "similarities": SIMILARITIES if task in VECTOR_TASKS else 0.0, "labels": LABELS if labelled else 0.0}
     options = section.model_dump(exclude_none=True)
     return graph.must("distill", make_step("distill", **defaults | options), inputs, alone=True)

@@ -88,7 +88,8 @@ class DistillSection(Model):
     seed: int = 0
     embeddings: bool = Field(False, description="Train the table of token vectors too.")
     quantization_aware: bool = Field(False, description="Compute with weights and activations rounded as static INT8 rounds them.")
-    answers: float = Field(1.0, ge=0, description="The answers: vectors, or distributions over classes.")
+    answers: float | None = Field(None, ge=0, description="The answers: vectors, or distributions over classes; default 1, and 4 where each word "
+                                                          "has one.")
     similarities: float | None = Field(None, ge=0, description="Similarities within a batch, for vectors; default 0.3 for them.")
     hidden: float = Field(1.0, ge=0, description="Hidden states.")
     hidden_after: tuple[float, ...] = Field((1.0,), min_length=1, description="After which shares of the layers hidden states are compared.")

@@ -67,15 +67,16 @@ def test_without_labels_the_original_itself_judges() -> None:
     assert plan.nodes[plan.reference].inputs["checkpoint"] == "load_checkpoint"
 
 
-@pytest.mark.parametrize(("task", "similarities", "labels"), [
-    (Task.SENTENCE_SIMILARITY, 0.3, 0.0), (Task.TEXT_CLASSIFICATION, 0.0, 0.5), (Task.TOKEN_CLASSIFICATION, 0.0, 0.5),
-    (Task.QUESTION_ANSWERING, 0.0, 0.0)])
-def test_what_is_learned_depends_on_the_task(task: Task, similarities: float, labels: float) -> None:
+@pytest.mark.parametrize(("task", "weights"), [
+    (Task.SENTENCE_SIMILARITY, (1.0, 0.3, 0.0)), (Task.TEXT_CLASSIFICATION, (1.0, 0.0, 0.5)), (Task.TOKEN_CLASSIFICATION, (4.0, 0.0, 0.5)),
+    (Task.QUESTION_ANSWERING, (1.0, 0.0, 0.0))])
+def test_what_is_learned_depends_on_the_task(task: Task, weights: tuple[float, ...]) -> None:
+    names = ("answers", "similarities", "labels")
     step = planned(DATA, task, distill={}).nodes["distill"].step.model_dump()
-    assert (step["similarities"], step["labels"]) == (similarities, labels)
-    chosen = 0.1 if task is Task.SENTENCE_SIMILARITY else 0.0
-    given = planned(DATA, task, distill={"similarities": chosen, "labels": 0.0}).nodes["distill"].step.model_dump()
-    assert (given["similarities"], given["labels"]) == (chosen, 0.0)
+    assert tuple(step[name] for name in names) == weights
+    chosen = (2.0, 0.1 if task is Task.SENTENCE_SIMILARITY else 0.0, 0.0)
+    given = planned(DATA, task, distill=dict(zip(names, chosen, strict=True))).nodes["distill"].step.model_dump()
+    assert tuple(given[name] for name in names) == chosen
 
 
 def test_importance_by_weights_needs_no_data() -> None:
