@@ -5,7 +5,8 @@
 
 ``sentiment`` gets the movie sentences of the package vaderSentiment (C. J. Hutto, E. Gilbert, 2014), positive or negative where readers
 were agreed (a mean rating of at least 0.5 of 4 on either side), and the package's other sentences without labels. ``ner`` takes any three
-CoNLL files, and files of unlabelled texts: those with names of people and places teach most. Takes some minutes on 2 cores; what is there already is kept.
+CoNLL files, and files of unlabelled texts: those with names of people and places teach most. Takes some minutes on 2 cores; what is there
+already is kept.
 """
 
 import csv
