@@ -247,6 +247,11 @@ class Outlook:
                     found.append(candidate)
         return found
 
+    def with_fewer_tokens(self, candidate: Candidate) -> Candidate | None:
+        """The same layers with as many tokens as fit in place of as many numbers for each; None where these are too few, or all fit."""
+        found = self._with_fewer_tokens(self._sized(candidate.layers or self.shape["layers"], candidate.width))
+        return found if found is not None and found.vocabulary is not None else None
+
     @property
     def _room(self) -> float:
         """How many weights of 8 bits fit: what the largest lane holds besides (scales, tables in float, operators) is taken for constant, so
@@ -275,12 +280,14 @@ class Outlook:
 
     def _with_fewer_tokens(self, candidate: Candidate) -> Candidate | None:
         """The same with as many tokens as fit; None where these are too few."""
-        dropped = max(0, math.ceil((candidate.parameters - self._room) / max(self.shape["embedding_width"], 1)))
+        over = candidate.parameters - self._room
+        if over <= 0:
+            return candidate
+        dropped = math.ceil(over / max(self.shape["embedding_width"], 1))
         kept = self.shape["vocabulary"] - dropped
         if kept < LEAST_VOCABULARY * self.shape["vocabulary"]:
             return None
-        return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - dropped * self.shape["embedding_width"]}
-                                    if dropped else {})
+        return candidate.model_copy(update={"vocabulary": kept, "parameters": candidate.parameters - dropped * self.shape["embedding_width"]})
 
     def _widest_by_size(self, depth: float, share: float) -> float:
         """The width at which a share of the table of tokens fits; more than 1 where there is room left."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,8 +173,8 @@ class Search:
         except (PlanError, RecipeError) as exc:
             self.refused.append(f"training: {exc.what}")
             return
-        seconds = TRYING * self._left() / len(shortlist)
-        for candidate in shortlist:
+        seconds = TRYING * self._left() / (len(shortlist) + 1)
+        for candidate in self._worth_a_try(shortlist):
             epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
             if self._left() < epochs * rate * candidate.compute + self._evaluating:
                 self.refused.append(f"training {candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
@@ -191,6 +191,15 @@ class Search:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
                     self._train_on(scout)
                 return
+
+    def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
+        """The shortlist; then the layers that came nearest with fewer tokens in place of fewer numbers for each. Which is better hangs on the
+        texts: those of one field have few tokens, those full of names have all."""
+        yield from shortlist
+        if self.scouts:
+            other = self._outlook.with_fewer_tokens(min(self.scouts, key=lambda scout: scout.distance).candidate)
+            if other is not None:
+                yield other
 
     def _train_on(self, scout: Scout) -> None:
         """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""

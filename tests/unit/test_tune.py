@@ -105,7 +105,7 @@ def test_a_smaller_table_or_vocabulary_alone_comes_first_where_size_is_all() -> 
     assert 17e6 - 1.2e6 - 8 * 30522 < narrower.parameters <= 17e6 - 1.2e6
     assert 17e6 - 1.2e6 - 384 < fewer.parameters <= 17e6 - 1.2e6
     assert outlook(wish(14.0), base).untrained() == []  # with so few tokens or numbers for each it could not do
-    assert outlook(wish(30.0), base).untrained() == []  # nothing to take out
+    assert outlook(wish(30.0), base).untrained() == outlook(wish(None), base).untrained() == []  # nothing to take out
 
 
 def test_a_model_of_unknown_shape_is_left_as_it_is() -> None:
@@ -217,8 +217,8 @@ class Rehearsed(Search):
     """A search in which nothing runs: candidates come to what a test says, and the clock goes as far as it says."""
 
     def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None,
-                 drop: float = 0.0) -> None:
-        wanted = Wish(max_size_mb=None, max_drop=drop, min_speedup=2.0, minutes=minutes)
+                 drop: float = 0.0, size: float | None = None) -> None:
+        wanted = Wish(max_size_mb=size, max_drop=drop, min_speedup=2.0, minutes=minutes)
         super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
         self.distances, self.shapes, self.good = distances, shapes, good
         self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
@@ -285,6 +285,16 @@ def test_more_training_counts_for_more_than_the_metric_of_few_examples() -> None
     assert not other.goes_on_from(once)
     untrained = once.model_copy(update={"candidate": Candidate(layers=3, parameters=1)})
     assert not twice.goes_on_from(untrained)
+
+
+def test_the_nearest_is_tried_with_fewer_tokens_too() -> None:
+    distances = {None: 0.3, 4: 0.1, 3: 0.2}
+    found = rehearse(distances, dict.fromkeys(distances, True), size=11.4)
+    assert [(candidate.layers, candidate.rank is None, candidate.vocabulary is None) for candidate in found.scouted] == [
+        (None, False, True), (4, False, True), (3, False, True), (4, True, False)]
+    first, other = found.scouted[1], found.scouted[3]
+    assert first.width == other.width
+    assert abs(first.parameters - other.parameters) < 8 * 30522  # a step of the rank
 
 
 def test_what_cannot_be_made_is_left_out() -> None:
