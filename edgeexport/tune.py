@@ -2,8 +2,8 @@
 
 Cheap candidates come first: INT8 alone, in each precision that is asked for, then what needs no training. From these it is known how bytes
 and milliseconds go with the shape, so that for each number of layers the widest model that should fulfil the wish is trained for a short time;
-the one that comes nearest to the original is trained for the rest of it. Everything that two candidates share is done once. What chooses are
-the development data; the evaluation data are read once, for the winner.
+what comes nearest to the original is tried with another table of tokens too, and the best is trained for the rest of the time. Everything that
+two candidates share is done once. What chooses are the development data; the evaluation data are read once, for the winner.
 """
 
 from __future__ import annotations
