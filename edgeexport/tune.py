@@ -93,14 +93,20 @@ class Search:
         """
         self._begun = time.monotonic()
         for stage in (self._whole, self._mixed, lambda: self._outlook.untrained()):
-            if any(map(self._try, stage())):
+            # All of a stage, since which of them is better can't be told before.
+            fulfilled = [self._try(candidate) for candidate in stage()]
+            if any(fulfilled):
                 break
         else:
             self._train()
         # Of two models that differ by how long they were trained, the development data can't tell which answers better; its distance from the
         # original, by which each was trained and kept, can.
         final = [trial for trial in self.trials if not any(other.goes_on_from(trial) for other in self.trials)]
-        return min(final, key=lambda trial: (trial.shortfall, trial.size if trial.shortfall == 0 else 0, -trial.quality))
+        return min(final, key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[float, ...]:
+        """What fulfils the wish first; of that, where no size was asked for, the smallest, and else what surely changed least."""
+        return trial.shortfall, trial.size if self.wish.max_size_mb is None and not trial.misses else 0, trial.largest_drop
 
     @property
     def pareto(self) -> list[Trial]:

@@ -175,6 +175,15 @@ def test_a_precision_that_no_lane_has_is_said() -> None:
     assert search.refused == ["dynamic-int8: no lane has another precision that it could take the place of"]
 
 
+def test_within_the_size_that_was_asked_for_quality_decides() -> None:
+    small, good, large = trial(10e6, 0.70), trial(11e6, 0.71), trial(20e6, 0.72)
+    missed = large.model_copy(update={"misses": tuple(wish(11.4).misses(large.lanes[0]))})
+    search = Search(prepared(), wish(11.4), None, lambda event: None)  # type: ignore[arg-type]
+    assert sorted([small, missed, good], key=search._rank) == [good, small, missed]
+    search.wish = wish(None)
+    assert sorted([large, good, small], key=search._rank) == [small, good, large]
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     small, fast, good = trial(10e6, 0.6, 9), trial(12e6, 0.6, 5), trial(20e6, 0.7, 10)
     worse = trial(12e6, 0.59, 9)
