@@ -102,8 +102,10 @@ def move_biases(graph: Graph, products: list[Product]) -> dict[str, NDArray[Any]
             continue
         addends = set(others[0].input) - {h}
         giver = next((index for index, product in enumerate(products) if product.output in addends and graph.only_user(product.output)), None)
+        if giver is None or products[giver].bias.shape != beta.shape or not products[giver].bias.any():
+            continue
         # A product without a bias would get one, and an operator more.
-        if giver is None or not products[giver].bias.any() or not all(products[index].bias.any() for index in users):
+        if not all(products[index].bias.any() for index in users):
             continue
         bias = products[giver].bias
         products[giver] = replace(products[giver], bias=np.zeros_like(bias))

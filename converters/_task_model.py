@@ -50,8 +50,11 @@ def load_model(directory: Path, task: Task, attention: str | None = None) -> Pre
         if PRUNED_SHAPES in written or EMBEDDING_RANK in written:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
             model_class = as_written(model_class._model_mapping[type(config)], written)
-        model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
-                                                  trust_remote_code=brings_code(directory), output_loading_info=True)
+        # Where a bare encoder has no pooler, Transformers makes a random one, which must not differ from build to build.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, info = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
+                                                      trust_remote_code=brings_code(directory), output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as exc:
         why = "the shapes of its weights are not those of config.json" if "mismatched_sizes" in str(exc) else str(exc).splitlines()[0]
         raise CheckpointError("Transformers cannot load the checkpoint.", why=why) from exc

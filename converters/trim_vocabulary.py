@@ -70,8 +70,6 @@ class TrimVocabulary(Step):
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Choose the tokens, write tokenizer and model with them alone, and report what that does to the texts."""
-        import torch
-
         checkpoint = inputs["checkpoint"]
         source = checkpoint.path
         if brings_code(source):
@@ -85,8 +83,6 @@ class TrimVocabulary(Step):
             count_tokens(before, read_texts(path, text), tokens, in_texts)
 
         context.report(None, "loading the model")
-        # Where a bare encoder has no pooler, Transformers makes a random one, which must not differ from run to run.
-        torch.manual_seed(context.seed)
         model = load_model(source, checkpoint.spec.require_task())
         apart = before.added | added_by_transformers(source, before)
         wanted = demands(before, apart)

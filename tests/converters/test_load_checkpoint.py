@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from edgeexport.converters._own_code import brings_code, brings_model
 from tiny import CLASSES, ENTITIES, MAX_LENGTH, TEXTS, Case, write_checkpoint
 from zoo import Zoo
@@ -304,7 +305,14 @@ def test_missing_weights(zoo: Zoo, copy_of: Callable[[Case], Path], case: Case, 
 def test_a_bare_encoder_needs_no_pooler(zoo: Zoo, copy_of: Callable[[Case], Path]) -> None:
     directory = copy_of(ENCODER)
     edit_weights(directory, lambda weights: {name: value for name, value in weights.items() if "pooler" not in name})
-    assert load_model(zoo, directory).config.model_type == "bert"
+    model = load_model(zoo, directory)
+    assert model.config.model_type == "bert"
+    # The random one in its place is written where the model is made smaller: two builds must have the same.
+    again = load_model(zoo, directory)
+    assert torch.equal(model.pooler.dense.weight, again.pooler.dense.weight)
+    before = torch.get_rng_state()
+    load_model(zoo, directory)
+    assert torch.equal(before, torch.get_rng_state())  # which training goes on from
 
 
 def test_weights_of_another_shape(zoo: Zoo, copy_of: Callable[[Case], Path]) -> None:

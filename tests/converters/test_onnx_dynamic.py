@@ -156,6 +156,16 @@ def test_a_bias_that_a_normalization_can_carry_needs_no_operator(quantized: Call
         assert np.abs(given - right).max() < 0.03 * np.abs(right).max()
 
 
+def test_a_bias_of_another_width_stays(quantized: Callable[..., onnx.ModelProto]) -> None:
+    """A sum of a normalization's output and of one number for each token."""
+    constants = {"scale": np.ones(32, np.float32), "shift": floats(32), "w": floats(32, 1), "b": floats(1)}
+    model = small_model([node("LayerNormalization", "x scale shift", "h", axis=-1), node("MatMul", "h w", "m"), node("Add", "m b", "p"),
+                         node("Add", "h p", "y")], constants)
+    x = floats(2, 5, 32)
+    (found,), (right,) = run(quantized(model), x), run(model, x)
+    assert np.abs(found - right).max() < 0.03 * np.abs(right).max()
+
+
 def test_what_attention_puts_out_is_not_rotated(quantized: Callable[..., onnx.ModelProto]) -> None:
     weights, x = floats(32, 4), floats(2, 5, 32)
     model = quantized(small_model([node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "x t", "s"), node("MatMul", "s x", "m"),
