@@ -24,7 +24,7 @@ LEAST_WIDTH = 0.15
 # Shares of the token table that are kept at least, each a way to divide the bytes between tokens and layers. With less of it than the least,
 # tokens can't be told apart as they could.
 TABLES = (0.25, 0.5)
-# Without training no fewer tokens than this share: words of the user's own texts would be cut to pieces.
+# With fewer tokens than this share, words of the user's own texts would be cut to pieces.
 LEAST_VOCABULARY = 0.3
 # Numbers a token has come in such steps, as registers hold them.
 RANK_STEP = 8

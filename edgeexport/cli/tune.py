@@ -58,8 +58,8 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
                  presets: tuple[str, ...], minutes: float, jobs: int | None, memory_mb: int | None, directory: Path, as_json: bool) -> int:
     """Search for a smaller and faster model that is still good enough.
 
-    Candidates (a smaller vocabulary, fewer layers, heads and neurons, trained towards the original) are chosen on the recipe's development
-    data. The winner becomes a recipe, and is built and judged on the evaluation data, once.
+    Candidates (a smaller table of tokens, fewer layers, heads and neurons, trained towards the original) are chosen on the recipe's
+    development data. The winner becomes a recipe, and is built and judged on the evaluation data, once.
     """
     profiles = [load_target(name) for name in dict.fromkeys(targets)]
     lanes = {lane.name for profile in profiles for lane in profile.lanes}
