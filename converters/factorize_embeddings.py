@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,10 +53,10 @@ class FactorizeEmbeddings(Step):
         checkpoint = inputs["checkpoint"]
         if checkpoint.architecture not in ARCHITECTURES:
             return no_description(checkpoint)
-        width = checkpoint.facts.get("embedding_width")
-        if width is not None and self.rank >= width:
-            return Refusal(reason=f"a token of this model has {width} numbers only, so that a rank of {self.rank} saves nothing",
-                           hint="choose a lower compress.embeddings.rank")
+        tokens, width = checkpoint.facts.get("vocabulary"), checkpoint.facts.get("embedding_width")
+        if tokens and width and self.rank * (tokens + width) >= tokens * width:
+            return Refusal(reason=f"two factors of rank {self.rank} are no smaller than a table of {tokens:,} tokens with {width} numbers each",
+                           hint=f"choose a compress.embeddings.rank below {ceil(tokens * width / (tokens + width))}")
         return checkpoint.model_copy(update={"facts": checkpoint.facts | {"embedding_rank": self.rank}})
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:

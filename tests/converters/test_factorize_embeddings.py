@@ -143,9 +143,17 @@ def test_the_same_seed_gives_the_same_factors() -> None:
 # -- what is refused
 
 def test_a_rank_that_saves_nothing_is_refused(zoo: Zoo) -> None:
-    found = find_step("factorize_embeddings")(rank=32).infer({"checkpoint": zoo.loaded(TAGGER).spec})
-    assert isinstance(found, Refusal)
-    assert "32 numbers only" in found.reason
+    """The matrix takes numbers too, so that not every rank below the width saves any."""
+    spec = zoo.loaded(TAGGER).spec
+    tokens, width = spec.facts["vocabulary"], spec.facts["embedding_width"]
+    largest = next(rank for rank in range(width, 0, -1) if rank * (tokens + width) < tokens * width)
+    assert largest < width
+    for rank, refused in ((largest, False), (largest + 1, True), (width, True), (9 * width, True)):
+        found = find_step("factorize_embeddings")(rank=rank).infer({"checkpoint": spec})
+        assert isinstance(found, Refusal) == refused
+        if isinstance(found, Refusal):
+            assert f"a table of {tokens} tokens with {width} numbers each" in found.reason
+            assert found.hint == f"choose a compress.embeddings.rank below {largest + 1}"
 
 
 def test_an_unknown_architecture_is_refused(zoo: Zoo) -> None:

@@ -99,7 +99,7 @@ def test_a_method_without_its_data_is_refused(sections: dict[str, Any], message:
 
 @pytest.mark.parametrize(("sections", "reason"), [
     ({"vocabulary": {"size": 1000}}, "the model has 1,000 tokens only"),
-    ({"embeddings": {"rank": 32}}, "a token of this model has 32 numbers only"),
+    ({"embeddings": {"rank": 32}}, "two factors of rank 32 are no smaller than a table of 1,000 tokens with 32 numbers each"),
     ({"prune": {"layers": 6}}, "the model has 6 layers"),
 ])
 def test_what_would_take_nothing_out_is_refused(sections: dict[str, Any], reason: str) -> None:
