@@ -35,6 +35,11 @@ class EdgeExportError(Exception):
             lines.append(f"  try: {self.hint}")
         return "\n".join(lines)
 
+    @property
+    def reason(self) -> str:
+        """What and why as one line, for where an error is part of a report."""
+        return f"{self.what.removesuffix('.')}: {self.why}" if self.why else self.what
+
     def as_dict(self) -> dict[str, str | None]:
         """The error as plain data, for `--json` and for crossing a process boundary."""
         return {"kind": type(self).__name__, "what": self.what, "why": self.why, "hint": self.hint}

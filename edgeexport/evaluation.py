@@ -98,4 +98,4 @@ def without_failed(lane: LanePlan, failed: Mapping[str, EdgeExportError]) -> Lan
     error = next((failed[node] for node in lane.ends if node in failed), None)
     if error is None:
         return lane
-    return LanePlan(lane.target, lane.lane, refusal=Refusal(reason=" ".join(filter(None, (error.what, error.why))), hint=error.hint))
+    return LanePlan(lane.target, lane.lane, refusal=Refusal(reason=error.reason, hint=error.hint))

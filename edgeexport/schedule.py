@@ -180,7 +180,7 @@ class Scheduler:
 
     def _give_up(self, node: Node, error: EdgeExportError) -> None:
         """Do without a node and all that need it."""
-        self._tell(Event(node.id, "failed", message=f"{error.what} {error.why or ''}".strip()))
+        self._tell(Event(node.id, "failed", message=error.reason))
         open_nodes = [node]
         while open_nodes:
             given_up = open_nodes.pop()

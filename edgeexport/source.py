@@ -121,7 +121,7 @@ def resolve_model(section: ModelSection, directory: Path, store: Store, *, trust
     except (CheckpointError, NetworkError) as exc:
         elsewhere = None if by_recipe else 'say where it is below [model] in the recipe: base = "…" (a hub id or a directory)'
         hint = ", or ".join(filter(None, (exc.hint if by_recipe or isinstance(exc, NetworkError) else None, elsewhere)))
-        raise type(exc)(f"The base model of {found.name} can't be used: {given}.", why=" ".join(filter(None, (exc.what, exc.why))),
+        raise type(exc)(f"The base model of {found.name} can't be used: {given}.", why=exc.reason,
                         hint=hint or None) from exc
     if isinstance(base, SavedModel | Adapter):
         what = "another adapter" if isinstance(base, Adapter) else "a SavedModel"

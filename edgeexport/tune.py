@@ -177,7 +177,7 @@ class Search:
         try:
             rate = self._seconds_of_an_epoch()
         except (PlanError, RecipeError) as exc:
-            self.refused.append(f"training: {exc.what}")
+            self.refused.append(f"training: {exc.reason}")
             return
         seconds = TRYING * self._left() / (len(shortlist) + 1)
         for candidate in self._worth_a_try(shortlist):
@@ -218,7 +218,7 @@ class Search:
         try:
             prepared = self.prepared.planned_anew(self._recipe(candidate))
         except (PlanError, RecipeError) as exc:
-            self.refused.append(f"{candidate.title}: {exc.what}")
+            self.refused.append(f"{candidate.title}: {exc.reason}")
             return None
         steps = {node.id: node.step.name for node in prepared.plan.nodes.values() if node.step.name in TRAINING_STEPS}
         entries = self._run(prepared, list(steps))
@@ -260,7 +260,7 @@ class Search:
         except (PlanError, RecipeError) as exc:
             if not self.trials:
                 raise
-            self.refused.append(f"{candidate.title}: {exc.what}")
+            self.refused.append(f"{candidate.title}: {exc.reason}")
             return False
         lanes = tuple(self._lane(report) for report in self._judged(evaluation))
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))

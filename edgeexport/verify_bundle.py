@@ -107,7 +107,7 @@ def verify_lane(place: Path, name: str, lane: ManifestLane, report: Callable[[st
                      lambda message: report(f"{name}: {message}"))
         except EdgeExportError as exc:
             runs_here = not isinstance(exc, (RuntimeUnavailable, UnknownName))
-            return GoldenResult(lane=name, verdict=Verdict.FAIL if runs_here else None, problem=f"{exc.what} {exc.why or ''}".strip())
+            return GoldenResult(lane=name, verdict=Verdict.FAIL if runs_here else None, problem=exc.reason)
         here = Answers.load(Path(scratch) / "out" / "golden.npz")
     then, original = Answers.load(place / "golden" / f"{name}.npz"), Answers.load(place / GOLDEN_REFERENCE)
     distances = relative_distances(then, here)
@@ -177,7 +177,7 @@ def verify_against_source(place: Path, source: str, data: DataFile, lanes: Itera
             try:
                 answers = _answer(place, lane, prepared, store)
             except RuntimeUnavailable as exc:
-                found.append(RecomputedLane(lane=name, verdict=None, problem=f"{exc.what} {exc.why or ''}".strip()))
+                found.append(RecomputedLane(lane=name, verdict=None, problem=exc.reason))
                 continue
             found.append(_compare(name, lane, prepared, manifest.margins, reference, answers))
     return found

@@ -23,6 +23,11 @@ def test_an_error_crosses_a_process_boundary_with_class_and_words(cls: type[Edge
     assert found.exit_code == 2
 
 
+def test_in_a_report_an_error_is_what_and_why() -> None:
+    assert EdgeExportError("It broke.", why="it was old", hint="get another").reason == "It broke: it was old"
+    assert EdgeExportError("It broke.").reason == "It broke."
+
+
 def test_an_error_without_cause_or_advice_is_one_line() -> None:
     assert str(EdgeExportError("It failed.")) == "It failed."
     assert from_dict(EdgeExportError("It failed.").as_dict()).why is None

@@ -334,9 +334,9 @@ def test_without_training_data_the_search_says_so() -> None:
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
 
     def refuse() -> float:
-        raise PlanError("compress.distill needs training data.")
+        raise PlanError("compress.distill needs training data.", why="it goes by texts", hint="add some")
 
     search._seconds_of_an_epoch = refuse  # type: ignore[method-assign]
     search._train()
-    assert search.refused == ["training: compress.distill needs training data."]
+    assert search.refused == ["training: compress.distill needs training data: it goes by texts"]
     assert search.tried == []

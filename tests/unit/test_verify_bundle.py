@@ -83,7 +83,7 @@ def test_a_runtime_that_cannot_run_here_is_null(tmp_path: Path, monkeypatch: pyt
     error = RuntimeUnavailable("It needs Python 3.8.", why="this is Python 3.11")
     found = verify(tmp_path, monkeypatch, raising(error))
     assert found.verdict is PASS  # of the other lane
-    assert (found.lanes[1].verdict, found.lanes[1].problem) == (None, "It needs Python 3.8. this is Python 3.11")
+    assert (found.lanes[1].verdict, found.lanes[1].problem) == (None, "It needs Python 3.8: this is Python 3.11")
     assert verify_bundle(tmp_path / "bundle", ["litert"], lambda message: None).verdict is INCONCLUSIVE
 
 
