@@ -33,7 +33,7 @@ from edgeexport.catalog import step_in
 from edgeexport.errors import EdgeExportError, MissingExtra, OutputError, StepFailed, from_dict
 from edgeexport.source import Leaf
 from edgeexport.step import Context, View
-from edgeexport.store import Store
+from edgeexport.store import FREE_SPACE, Store
 
 POLL_SECONDS = 0.1
 # Read when a library is first imported.
@@ -42,6 +42,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 # again: 10 to 15 % of the time of an export, measured on a 22M-parameter encoder.
 GC_THRESHOLDS = (100_000, 20, 20)
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LEAST_FREE = 2**20  # bytes; with less left on the disk, that is what a step failed for
 
 
 class StoredInput(Model):
@@ -247,8 +248,11 @@ def _in_words(exc: Exception, request: StepRequest) -> EdgeExportError:
                             hint="`edgeexport doctor` says what is missing")
     if isinstance(exc, MemoryError):
         return StepFailed(f"{request.node} ran out of memory.", hint="free some memory, or use --jobs 1")
+    # What writes in C tells of a short write, or of an odd position in its file.
+    if shutil.disk_usage(request.store).free < LEAST_FREE or (isinstance(exc, OSError) and exc.errno == errno.ENOSPC):
+        return OutputError(f"{request.node} failed: the disk is full.", why=str(exc).splitlines()[0], hint=FREE_SPACE)
     if isinstance(exc, OSError):
-        return OutputError(f"{request.node} failed.", why=str(exc), hint="is the disk full?" if exc.errno == errno.ENOSPC else None)
+        return OutputError(f"{request.node} failed.", why=str(exc))
     return StepFailed(f"{request.node} failed.", why=f"{type(exc).__name__}: {exc}")
 
 

@@ -32,6 +32,8 @@ from filelock import FileLock
 from edgeexport.artifact import Artifact, Blob, Model, Spec, canonical_json, digest_bytes, digest_file, digest_json
 from edgeexport.errors import StoreError
 
+FREE_SPACE = "free some space (`edgeexport cache prune --keep 1GB`) or set EDGEEXPORT_CACHE"
+
 
 class Run(Model):
     """How a step's run went.
@@ -329,7 +331,7 @@ class Store:
             yield
         except OSError as exc:
             raise StoreError(f"Cannot write to the store at {self.root}.", why=exc.strerror,
-                             hint="free some space (`edgeexport cache prune`) or set EDGEEXPORT_CACHE") from exc
+                             hint=FREE_SPACE) from exc
 
 
 def action_key(parts: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

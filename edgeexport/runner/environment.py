@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from edgeexport.artifact import digest_bytes
 from edgeexport.errors import RuntimeUnavailable, UnknownName
-from edgeexport.store import default_root
+from edgeexport.store import FREE_SPACE, default_root
 
 COMPLETE = "complete"
 LEAST_FREE = 200e6  # bytes; an environment takes up to 150 MB, NumPy and tokenizers included
@@ -106,7 +106,7 @@ class Environment:
             what, free = f"The environment for {self.stand_in} could not be made.", shutil.disk_usage(self.directory.parent).free
             if free < LEAST_FREE:  # pip and venv name many causes then, hardly ever this one
                 raise RuntimeUnavailable(what, why=f"{self.directory.parent} has {free / 1e6:.0f} MB left",
-                                         hint="free some space (`edgeexport cache prune`) or set EDGEEXPORT_CACHE")
+                                         hint=FREE_SPACE)
             lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
             raise RuntimeUnavailable(what, why=lines[-1] if lines else None, hint="check the network; the package index is needed once")
 

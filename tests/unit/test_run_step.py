@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -131,7 +133,7 @@ def test_what_a_step_did_not_foresee_is_told_with_its_output(store: Store, workp
     (RaiseHere(kind="CheckpointError"), CheckpointError, "nobody put it there"),
     (RaiseHere(kind="ModuleNotFoundError"), MissingExtra, "edgeexport doctor"),
     (RaiseHere(kind="MemoryError"), StepFailed, "ran out of memory"),
-    (RaiseHere(kind="OSError", number=errno.ENOSPC), OutputError, "is the disk full?"),
+    (RaiseHere(kind="OSError", number=errno.ENOSPC), OutputError, "failed: the disk is full"),
     (RaiseHere(kind="OSError", number=errno.EACCES), OutputError, "Permission denied"),
     (RaiseHere(kind="KeyError"), StepFailed, "KeyError"),
 ])
@@ -146,8 +148,22 @@ def test_errors_need_no_room_on_the_disk(store: Store, workplace: Path) -> None:
     (store.root / "logs").write_text("not a directory: nothing can be kept here", encoding="utf-8")
     error = failure(store, workplace, Raise(kind="OSError", number=errno.ENOSPC))
     assert type(error) is OutputError
-    assert error.hint == "is the disk full?"
+    assert "EDGEEXPORT_CACHE" in str(error.hint)
     assert list(workplace.glob("*.json")) == [workplace / "request.json"]
+
+
+@pytest.mark.parametrize("kind", ["OSError", "KeyError"])  # NumPy raises the one without a number, other libraries whatever they like
+def test_a_full_disk_is_named_however_a_library_words_it(store: Store, workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000))
+    error = failure(store, workplace, RaiseHere(kind=kind))
+    assert type(error) is OutputError
+    assert error.what == f"{NODE} failed: the disk is full."
+    assert "cache prune" in str(error.hint)
+
+
+def test_what_a_step_foresaw_keeps_its_words_on_a_full_disk(store: Store, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000))
+    assert type(failure(store, workplace, RaiseHere(kind="CheckpointError"))) is CheckpointError
 
 
 def test_a_workplace_that_cannot_be_written_to_is_told(store: Store, workplace: Path) -> None:
