@@ -232,30 +232,34 @@ class Outlook:
     def untrained(self) -> list[Candidate]:
         """Candidates that need no training: a smaller table of tokens, or fewer of them; where speed is wanted, a narrow model, whose speed tells
         that of others."""
-        layers = self.shape["layers"]
-        if not layers:
+        if not self._is_known:
             return []
         if self.wish.for_speed:
-            return [self._sized(layers, TIMED_WIDTH)]
-        whole = self._sized(layers, 1.0)
+            return [self._sized(self.shape["layers"], TIMED_WIDTH)]
+        whole = self._sized(self.shape["layers"], 1.0)
         return [found for found in (self._with_lower_rank(whole), self._with_fewer_tokens(whole)) if found is not None and found != whole]
 
     def structures(self) -> list[Candidate]:
         """What to train: for each number of layers the widest that should fulfil the wish, first with a smaller table of tokens and then with a
         larger one; deep ones first."""
         layers, found = self.shape["layers"], []
-        for share in TABLES:
-            for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS if layers):
+        for share in TABLES if self._is_known else ():
+            for count in dict.fromkeys(max(1, round(depth * layers)) for depth in DEPTHS):
                 width = min(1.0, self._widest_by_speed(count / layers), self._widest_by_size(count / layers, share))
                 candidate = self._with_lower_rank(self._sized(count, math.floor(width * 100) / 100)) if width >= LEAST_WIDTH else None
                 if candidate is not None and candidate.section.changes_model and candidate not in found:
                     found.append(candidate)
         return found
 
-    def with_fewer_tokens(self, candidate: Candidate) -> Candidate | None:
+    def with_another_table(self, candidate: Candidate) -> Candidate | None:
         """The same layers with as many tokens as fit in place of as many numbers for each; None where these are too few, or all fit."""
-        found = self._with_fewer_tokens(self._sized(candidate.layers or self.shape["layers"], candidate.width))
-        return found if found is not None and found.vocabulary is not None else None
+        whole = self._sized(candidate.layers or self.shape["layers"], candidate.width)
+        found = self._with_fewer_tokens(whole)
+        return found if found != whole else None
+
+    @property
+    def _is_known(self) -> bool:
+        return all(self.shape.values())
 
     @property
     def _room(self) -> float:
@@ -288,7 +292,7 @@ class Outlook:
         over = candidate.parameters - self._room
         if over <= 0:
             return candidate
-        dropped = math.ceil(over / max(self.shape["embedding_width"], 1))
+        dropped = math.ceil(over / self.shape["embedding_width"])
         kept = self.shape["vocabulary"] - dropped
         if kept < LEAST_VOCABULARY * self.shape["vocabulary"]:
             return None

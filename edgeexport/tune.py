@@ -203,7 +203,7 @@ class Search:
         texts: those of one field have few tokens, those full of names have all."""
         yield from shortlist
         if self.scouts:
-            other = self._outlook.with_fewer_tokens(min(self.scouts, key=lambda scout: scout.distance).candidate)
+            other = self._outlook.with_another_table(min(self.scouts, key=lambda scout: scout.distance).candidate)
             if other is not None:
                 yield other
 

@@ -111,6 +111,9 @@ def test_a_smaller_table_or_vocabulary_alone_comes_first_where_size_is_all() -> 
 def test_a_model_of_unknown_shape_is_left_as_it_is() -> None:
     unknown = Outlook(wish(5.0, speedup=9.0), dict.fromkeys({"parameters", *FACTS}, 0), [trial()])
     assert unknown.untrained() == unknown.structures() == []
+    for name in FACTS:
+        partly = Outlook(wish(5.0), {"parameters": PARAMETERS, **FACTS, name: 0}, [trial()])
+        assert partly.untrained() == partly.structures() == []
 
 
 @pytest.mark.parametrize("size", [0.5, 5.0, 17.0, None])
