@@ -64,6 +64,7 @@ def as_written(model_class: type[PreTrainedModel], config: Mapping[str, Any]) ->
         return model_class
 
     def make(self: Any, config: Any, *inputs: Any, **settings: Any) -> None:
+        """Make the usual model, and give it the other shapes."""
         model_class.__init__(self, config, *inputs, **settings)
         if rank is not None:
             factorize(self, rank)
