@@ -64,9 +64,9 @@ class Wish(Model):
         if self.max_size_mb is not None and lane.size_bytes > self.max_size_mb * 1e6:
             found.append(Miss(limit="size", share=lane.size_bytes / (self.max_size_mb * 1e6) - 1,
                               words=f"{lane.lane}: {lane.size_bytes / 1e6:.4g} MB, more than {self.max_size_mb:g}"))
-        if lane.drop.value > self.max_drop:
-            found.append(Miss(limit="metric", share=(lane.drop.value - self.max_drop) / max(lane.reference.value, 1e-9),
-                              words=f"{lane.lane}: the metric drops by {lane.drop.value:.3f}, more than {self.max_drop:g}"))
+        dropped = self.metric_miss(lane.lane, lane.drop, lane.reference)
+        if dropped is not None:
+            found.append(dropped)
         wanted = self.speedup(lane.lane)
         for length, speedup in lane.speedup.items():
             if wanted is not None and speedup < wanted:
@@ -74,9 +74,16 @@ class Wish(Model):
                                   words=f"{lane.lane}: {speedup:.2f} times as fast as float32 at {length} tokens, less than {wanted:g}"))
         return found
 
+    def metric_miss(self, lane: str, drop: Estimate, reference: Estimate) -> Miss | None:
+        """What is missed where the metric of a lane drops so far from the original's; None where it may."""
+        if drop.value <= self.max_drop:
+            return None
+        return Miss(limit="metric", share=(drop.value - self.max_drop) / max(reference.value, 1e-9),
+                    words=f"{lane}: the metric drops by {drop.value:.3f}, more than {self.max_drop:g}")
+
     def is_surely_fulfilled(self, trial: Trial) -> bool:
         """Whether a trial keeps every limit, and that of the metric with the whole interval of its drop."""
-        return not trial.misses and trial.largest_drop <= self.max_drop
+        return not trial.misses and all(lane.drop.high <= self.max_drop for lane in trial.lanes)
 
 
 class Candidate(Model):
@@ -126,7 +133,16 @@ class Candidate(Model):
 
 
 class LaneTrial(Model):
-    """What a candidate came to in a lane: bytes, speed against float32 at the shortest and longest length, and the metric."""
+    """What a candidate came to in a lane.
+
+    Attributes:
+        lane: the lane.
+        size_bytes: of its file.
+        latency_ms: length in tokens → median milliseconds.
+        speedup: against float32, at the shortest and the longest length.
+        metric, reference, drop: the task metric, the original's, and the difference.
+        distance: of the answers to the development data from the original's.
+    """
 
     lane: str
     size_bytes: int
@@ -135,6 +151,7 @@ class LaneTrial(Model):
     metric: Estimate
     reference: Estimate
     drop: Estimate
+    distance: float
 
     @property
     def latency(self) -> float:
@@ -175,14 +192,14 @@ class Trial(Model):
         return sum(miss.share for miss in self.misses)
 
     @property
+    def shape_shortfall(self) -> float:
+        """The part of it that training does not change: of size and speed."""
+        return sum(miss.share for miss in self.misses if miss.limit != "metric")
+
+    @property
     def has_the_shape(self) -> bool:
         """Whether it is small and fast enough, which training does not change."""
         return all(miss.limit == "metric" for miss in self.misses)
-
-    def goes_on_from(self, other: Trial) -> bool:
-        """Whether this is the other after more training, no less small and fast."""
-        same = self.candidate.model_copy(update={"epochs": other.candidate.epochs}) == other.candidate
-        return same and self.candidate.epochs > other.candidate.epochs > 0 and self.has_the_shape
 
     @property
     def size(self) -> int:
@@ -200,9 +217,9 @@ class Trial(Model):
         return self.worst.metric.value
 
     @property
-    def largest_drop(self) -> float:
-        """Upper end of the drop's interval in the worst lane: of two models with one metric that which changed fewer answers has the lower."""
-        return max(lane.drop.high for lane in self.lanes)
+    def distance(self) -> float:
+        """Of the answers to the development data from the original's, in the lane that is farthest from it."""
+        return max(lane.distance for lane in self.lanes)
 
     @property
     def latency(self) -> float:

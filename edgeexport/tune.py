@@ -24,7 +24,7 @@ from edgeexport.plan import make_plan
 from edgeexport.policy import PRESETS
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Precision, Recipe
-from edgeexport.report.model import CandidateReport, ScoutReport, SearchReport
+from edgeexport.report.model import CandidateReport, Report, ScoutReport, SearchReport
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.store import Entry
 from edgeexport.verify.lane_report import LaneReport
@@ -44,13 +44,13 @@ class Scout:
 
     Attributes:
         candidate: the candidate.
-        distance: of its answers to the development data from the original's.
+        loss: on the development data, which is how far its answers are from the original's.
         starting_seconds: before training began.
         epoch_seconds: that an epoch took.
     """
 
     candidate: Candidate
-    distance: float
+    loss: float
     starting_seconds: float
     epoch_seconds: float
 
@@ -99,14 +99,31 @@ class Search:
                 break
         else:
             self._train()
-        # Of two models that differ by how long they were trained, the development data can't tell which answers better; its distance from the
-        # original, by which each was trained and kept, can.
-        final = [trial for trial in self.trials if not any(other.goes_on_from(trial) for other in self.trials)]
-        return min(final, key=self._rank)
+        return self._best()
 
-    def _rank(self, trial: Trial) -> tuple[float, ...]:
-        """What fulfils the wish first; of that, where no size was asked for, the smallest, and else what surely changed least."""
-        return trial.shortfall, trial.size if self.wish.max_size_mb is None and not trial.misses else 0, trial.largest_drop
+    def _best(self) -> Trial:
+        """Where no size was asked for, what fulfils the wish with the fewest weights; else of all that are as small and fast, what is nearest to
+        the original.
+
+        The metric comes before the distance only where the development data can tell two candidates apart by it: a few hundred examples know
+        a drop to a point or two, and the distance of the answers to a hundredth of itself.
+        """
+        fulfilled = [trial for trial in self.trials if not trial.misses]
+        if fulfilled and self.wish.max_size_mb is None:
+            return min(fulfilled, key=lambda trial: (trial.candidate.parameters, trial.distance))
+        best = min(self.trials, key=lambda trial: (trial.shortfall, trial.worst.drop.value))
+        alike = [trial for trial in self.trials
+                 if trial.shape_shortfall <= best.shape_shortfall and trial.worst.drop.low <= best.worst.drop.value]
+        return min(alike, key=lambda trial: trial.distance)
+
+    def missed(self, chosen: Trial, reports: Sequence[Report]) -> list[str]:
+        """What the winner does not fulfil, in words: of size and speed, and of the metric on the evaluation data, which chose nothing. Where
+        these have no labels, the development data say it."""
+        names = {lane.lane for lane in chosen.lanes}
+        lanes = [lane for report in reports for lane in report.lanes if lane.lane in names and lane.metrics]
+        judged = [(lane.lane, (lane.untruncated or lane.metrics)[0]) for lane in lanes]
+        metric = [self.wish.metric_miss(lane, result.drop, result.reference) for lane, result in judged]
+        return [miss.words for miss in chosen.misses if miss.limit != "metric" or not judged] + [miss.words for miss in metric if miss is not None]
 
     @property
     def pareto(self) -> list[Trial]:
@@ -121,8 +138,9 @@ class Search:
         front = self.pareto
         candidates = tuple(CandidateReport(
             title=trial.candidate.title, size_bytes=trial.size, latency_ms=trial.latency, speedup=trial.speedup, metric=trial.worst.metric,
-            front=trial in front, chosen=trial is chosen, misses=tuple(miss.words for miss in trial.misses)) for trial in self.trials)
-        scouts = tuple(ScoutReport(title=scout.candidate.title, distance=scout.distance) for scout in self.scouts)
+            distance=trial.distance, front=trial in front, chosen=trial is chosen, misses=tuple(miss.words for miss in trial.misses))
+            for trial in self.trials)
+        scouts = tuple(ScoutReport(title=scout.candidate.title, loss=scout.loss) for scout in self.scouts)
         return SearchReport(candidates=candidates, scouts=scouts, reference=self.trials[0].lanes[0].reference)
 
     def recipe_of(self, trial: Trial) -> Recipe:
@@ -190,7 +208,7 @@ class Search:
                 self.scouts.append(scout)
                 rate = scout.epoch_seconds / candidate.compute
         # How far the answers are from the original's is known far better than how many of them are right.
-        self.scouts.sort(key=lambda scout: scout.distance)
+        self.scouts.sort(key=lambda scout: scout.loss)
         for scout in self.scouts:
             self._try(scout.candidate)
             if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
@@ -203,7 +221,7 @@ class Search:
         texts: those of one field have few tokens, those full of names have all."""
         yield from shortlist
         if self.scouts:
-            other = self._outlook.with_another_table(min(self.scouts, key=lambda scout: scout.distance).candidate)
+            other = self._outlook.with_another_table(min(self.scouts, key=lambda scout: scout.loss).candidate)
             if other is not None:
                 yield other
 
@@ -284,11 +302,11 @@ class Search:
                               hint="build with a recipe of your own choice instead")
         result = (report.untruncated or report.metrics)[0]
         speed = report.speed
-        assert speed is not None and speed.original_latency_ms is not None
+        assert speed is not None and speed.original_latency_ms is not None and report.distance is not None
         latency, base = ({length: times["p50"] for length, times in found.items()} for found in (speed.latency_ms, speed.original_latency_ms))
         return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
                          speedup={length: base[length] / latency[length] for length in sorted({min(latency), max(latency)})},
-                         metric=result.lane, reference=result.reference, drop=result.drop)
+                         metric=result.lane, reference=result.reference, drop=result.drop, distance=report.distance)
 
 
 def on_development(prepared: Prepared) -> Prepared:

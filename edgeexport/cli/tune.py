@@ -81,11 +81,12 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
             final = prepared.planned_anew(search.recipe_of(best))
             found = search.report(best)
             built = build(final, directory, limits, progress.tell, search=found)
+    missed = search.missed(best, [each.report for each in built])
     path = directory / f"{chosen.name}-tuned.toml"
     write_recipe(final.resolved.recipe, path)
     if as_json:
         print_json({"recipe": str(path), "best": best.model_dump(mode="json"), "trials": [trial.model_dump(mode="json") for trial in search.trials],
-                    "search": found.model_dump(mode="json"),
+                    "search": found.model_dump(mode="json"), "missed": missed,
                     "bundles": [{"directory": str(b.directory), "report": b.report.model_dump(mode="json")} for b in built]})
     else:
         show_trials(found)
@@ -94,9 +95,9 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         out.print(f"recipe:  {path}", soft_wrap=True)
         for refused in search.refused:
             out.print(f"[dim]not tried: {escape(refused)}[/]")
-        for miss in best.misses:
-            out.print(f"[yellow]not reached:[/] {miss.words}")
-    return EXIT_FAIL if best.misses else EXIT_CODES[together(each.report.verdict for each in built) or built[0].report.verdict]
+        for words in missed:
+            out.print(f"[yellow]not reached:[/] {words}")
+    return EXIT_FAIL if missed else EXIT_CODES[together(each.report.verdict for each in built) or built[0].report.verdict]
 
 
 def trial_line(trial: Trial) -> str:
@@ -108,14 +109,15 @@ def trial_line(trial: Trial) -> str:
 def show_trials(search: SearchReport) -> None:
     """The candidates as a table, those that no other beats marked."""
     table = Table(box=None, pad_edge=False)
-    for column in ("candidate", "size", "ms", "speedup", "metric (95 %)", ""):
-        table.add_column(column, justify="right" if column in {"size", "ms", "speedup"} else "left")
+    table.add_column("candidate")
+    for column in ("size", "ms", "speed", "metric (95 %)", "distance"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for each in search.candidates:
-        marks = [*(["best"] if each.chosen else []), *(["Pareto"] if each.front else [])]
         table.add_row(each.title, megabytes(each.size_bytes), f"{each.latency_ms:.1f}", f"{each.speedup:.1f}x", interval_text(each.metric, 3),
-                      ", ".join(marks))
+                      f"{each.distance:.3f}", "best" if each.chosen else "Pareto" if each.front else "")
     out.print()
     out.print(table)
     for scout in search.scouts:
-        out.print(f"[dim]trained to choose: {scout.title}: distance from the original {scout.distance:.4f}[/]")
+        out.print(f"[dim]trained to choose: {scout.title}: loss {scout.loss:.4f}[/]")
     out.print(f"[dim]on the development data, worst lane; the float32 original: {search.reference.value:.3f}[/]")

@@ -463,8 +463,8 @@ def compression_rows(found: CompressionReport) -> list[tuple[str, str]]:
         history = found.training.get("history") or []
         rows.append(("training", f"{found.training['steps']:,} of {found.training['of']:,} steps"))
         if history:
-            first, last = (fixed(distance, 4) for _, distance in (history[0], history[-1]))
-            rows.append(("distance from the original (development data)", f"{first} → {last}"))
+            first, last = (fixed(loss, 4) for _, loss in (history[0], history[-1]))
+            rows.append(("loss on the development data", f"{first} → {last}"))
     return rows
 
 

@@ -41,7 +41,7 @@ class CompressionReport(Model):
         heads: attention heads that each layer kept; empty where none was taken out.
         neurons: neurons that each feed-forward network kept; empty where none was taken out.
         coverage: data set → what the smaller vocabulary does to its texts.
-        training: steps that were done and planned, and the distance from the original on development data after some of them.
+        training: steps that were done and planned, and the loss on development data after some of them.
     """
 
     parameters: tuple[int | None, int | None]
@@ -63,6 +63,7 @@ class CandidateReport(Model):
         latency_ms: of its slowest lane, at the longest length.
         speedup: against float32, of the slowest lane at its slower length.
         metric: of the worst lane.
+        distance: of its answers from the original's, in the lane that is farthest from it.
         front: whether no other beats it in size, latency and quality.
         chosen: whether it is what was built.
         misses: what it does not fulfil.
@@ -73,16 +74,17 @@ class CandidateReport(Model):
     latency_ms: float
     speedup: float
     metric: Estimate
+    distance: float
     front: bool
     chosen: bool
     misses: tuple[str, ...]
 
 
 class ScoutReport(Model):
-    """A candidate that was trained for a short time: how far its answers then were from the original's."""
+    """A candidate that was trained for a short time, and its loss on the development data then."""
 
     title: str
-    distance: float
+    loss: float
 
 
 class SearchReport(Model):

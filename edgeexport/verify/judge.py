@@ -77,8 +77,10 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
               for check in parity_checks(question.task, name, question.reference[name], answers[name], question.margins, how)]
     metrics: list[MetricResult] = []
     uncut: list[MetricResult] = []
+    distance = None
     data = question.datasets.get(question.labelled)
     if data is not None:
+        distance = mean_distance(question.original[data.name], answers[data.name])
         metrics, uncut = lane_metrics(question.task, data, question.labels, question.original, answers)
     checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled=data is not None))
     checks += budget_checks(question, target, model.bytes, speed, how)
@@ -94,7 +96,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         untruncated=tuple(uncut), size_bytes=model.bytes,
         size_ratio=model.bytes / (4 * question.parameters) if question.parameters else None,
         truncated={name: float(np.mean(found.truncated)) for name, found in answers.items()},
-        largest_difference=None if None in differences else max(each for each in differences if each is not None),
+        largest_difference=None if None in differences else max(each for each in differences if each is not None), distance=distance,
         golden_tolerance=tolerance(question.reference["probes"], answers["probes"]),
         compute={"integer_weight_share": model.integer_weight_share, "integer_compute_share": model.integer_compute_share},
         speed=SpeedReport.model_validate({**speed, "how": how}))
@@ -150,6 +152,11 @@ def relative_distances(reference: Answers, lane: Answers) -> list[float]:
     found = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30)) if a.shape == b.shape else np.inf
              for a, b in zip(reference.numbers, lane.numbers, strict=True)]
     return [distance if np.isfinite(distance) else np.inf for distance in found]
+
+
+def mean_distance(reference: Answers, lane: Answers) -> float:
+    """Mean over the texts of the relative distance: 0 where all is the same, 1 for a text of which nothing is left."""
+    return float(np.mean(np.minimum(relative_distances(reference, lane), 1.0)))
 
 
 def scope(checks: Sequence[Check], verdict: Verdict, host_isa: str, device_isa: str, host: str) -> str:

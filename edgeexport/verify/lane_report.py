@@ -80,6 +80,7 @@ class LaneReport(Model):
         size_ratio: those relative to the float32 weights (unique parameters × 4).
         truncated: data set → share of its texts that were cut.
         largest_difference: largest absolute difference of any output to the original, over all texts.
+        distance: of the answers to the data that judge by their labels from the original's; see :func:`edgeexport.verify.judge.mean_distance`.
         golden_tolerance: relative distance that another run of the golden vectors may have from this one.
         compute: facts of the inspection that show how much is INT8.
     """
@@ -103,6 +104,7 @@ class LaneReport(Model):
     size_ratio: float | None = None
     truncated: dict[str, float] = {}
     largest_difference: float | None = None
+    distance: float | None = None
     golden_tolerance: float | None = None
     compute: dict[str, Any] = {}
     speed: SpeedReport | None = None

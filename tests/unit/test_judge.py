@@ -14,7 +14,7 @@ from edgeexport.inspection.model import ModelReport
 from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
 from edgeexport.verify.check import Check, Verdict
-from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, relative_distances, scope, tolerance
+from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, mean_distance, relative_distances, scope, tolerance
 from edgeexport.verify.lane_report import LaneReport
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
@@ -179,6 +179,7 @@ def test_labelled_data_judge_the_drop_of_the_metric(right: int, verdict: Verdict
     assert drop.note == f"{200 - right} answers broken, 0 fixed"
     assert f"task metric: {verdict.value}" in report.scope
     assert [result.name for result in report.metrics] == ["recall@1", "MRR", "recall@5"]
+    assert report.distance == pytest.approx((200 - right) / 400)  # a wrong answer is at a right angle: nothing is left of it
 
 
 def test_where_the_recipe_cuts_texts_the_uncut_original_decides() -> None:
@@ -236,3 +237,5 @@ def test_distances_are_relative_and_infinite_where_they_are_no_numbers() -> None
     found = relative_distances(of([3, 4], [3, 4], [3, 4], [3, 4], [3, 4]), of([3, 4], [3, 9], [3, np.nan], [3, np.inf], [3, 4, 5]))
     assert found == pytest.approx([0, 1, np.inf, np.inf, np.inf])
     assert not max(found) <= 1.0
+    # What can't be compared counts as a text of which nothing is left.
+    assert mean_distance(of([3, 4], [3, 4], [3, 4]), of([3, 5], [3, np.nan], [-3, -4])) == pytest.approx((0.2 + 1 + 1) / 3)

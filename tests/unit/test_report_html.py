@@ -434,14 +434,15 @@ def test_rounding_never_lands_on_the_bound() -> None:
 
 def candidate(title: str, size_mb: float, quality: float, **marks: Any) -> CandidateReport:
     fields: dict[str, Any] = {"title": title, "size_bytes": int(size_mb * 1e6), "latency_ms": 3.0, "speedup": 2.5,
-                              "metric": estimate(quality, quality - 0.05, quality + 0.05), "front": True, "chosen": False, "misses": ()}
+                              "metric": estimate(quality, quality - 0.05, quality + 0.05), "distance": 0.04,
+                              "front": True, "chosen": False, "misses": ()}
     return CandidateReport(**(fields | marks))
 
 
 SEARCH = SearchReport(
     candidates=(candidate("INT8 alone", 24.0, 0.73, misses=("litert: 24.0 MB, more than 11.4",)), candidate("width 0.35", 17.0, 0.65, front=False),
                 candidate("3 layers, 3 epochs", 11.0, 0.707), candidate("3 layers, 19 epochs", 11.0, 0.712, chosen=True)),
-    scouts=(ScoutReport(title="3 layers, 3 epochs", distance=0.1119), ScoutReport(title="6 layers, 3 epochs", distance=0.1128)),
+    scouts=(ScoutReport(title="3 layers, 3 epochs", loss=0.1119), ScoutReport(title="6 layers, 3 epochs", loss=0.1128)),
     reference=estimate(0.736, 0.69, 0.78))
 SMALLER = CompressionReport(parameters=(22_713_216, 10_206_928), vocabulary=(30_522, 16_079), layers=(6, 3), heads=(2, 11, 12))
 

@@ -16,8 +16,11 @@ from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Recipe, load_recipe
+from edgeexport.report.model import Report
 from edgeexport.tune import Scout, Search, on_development, write_recipe
 from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.lane_report import LaneReport
+from edgeexport.verify.metrics import MetricResult
 
 # As all-MiniLM-L6-v2.
 FACTS = {"vocabulary": 30522, "layers": 6, "layer_parameters": 10_646_784, "embedding_width": 384}
@@ -41,9 +44,9 @@ def estimate(value: float) -> Estimate:
     return Estimate(value=value, low=value - 0.01, high=value + 0.01, n=100, method="given")
 
 
-def trial(size: float = 20e6, quality: float = 0.7, latency: float = 10.0, speedup: float = 2.0) -> Trial:
+def trial(size: float = 20e6, quality: float = 0.7, latency: float = 10.0, speedup: float = 2.0, distance: float = 0.1) -> Trial:
     lane = LaneTrial(lane="litert", size_bytes=int(size), latency_ms={16: latency / 10, 128: latency}, speedup={16: speedup, 128: speedup},
-                     metric=estimate(quality), reference=estimate(0.72), drop=estimate(0.72 - quality))
+                     metric=estimate(quality), reference=estimate(0.72), drop=estimate(0.72 - quality), distance=distance)
     return Trial(candidate=Candidate(parameters=1), lanes=(lane,), misses=())
 
 
@@ -178,13 +181,54 @@ def test_a_precision_that_no_lane_has_is_said() -> None:
     assert search.refused == ["dynamic-int8: no lane has another precision that it could take the place of"]
 
 
-def test_within_the_size_that_was_asked_for_quality_decides() -> None:
-    small, good, large = trial(10e6, 0.70), trial(11e6, 0.71), trial(20e6, 0.72)
-    missed = large.model_copy(update={"misses": tuple(wish(11.4).misses(large.lanes[0]))})
-    search = Search(prepared(), wish(11.4), None, lambda event: None)  # type: ignore[arg-type]
-    assert sorted([small, missed, good], key=search._rank) == [good, small, missed]
-    search.wish = wish(None)
-    assert sorted([large, good, small], key=search._rank) == [small, good, large]
+def chosen(wanted: Wish, *trials: Trial) -> Trial:
+    """Which of some trials a search takes."""
+    search = Search(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
+    search.trials = [each.model_copy(update={"misses": tuple(miss for lane in each.lanes for miss in wanted.misses(lane))}) for each in trials]
+    return search._best().model_copy(update={"misses": ()})
+
+
+def test_within_the_size_that_was_asked_for_what_is_nearest_to_the_original_is_best() -> None:
+    """An interval reaches 0.01 to either side: two drops that differ by less can't be told apart."""
+    near, far, large = trial(11e6, 0.700, distance=0.02), trial(10e6, 0.709, distance=0.05), trial(20e6, 0.72, distance=0.01)
+    for wanted in (wish(11.4), wish(11.4, drop=0.015), wish(11.4, drop=0.001)):  # which both, one, and none of the two fulfil
+        assert chosen(wanted, far, near, large) == near
+    better = trial(10e6, 0.715, distance=0.05)
+    assert chosen(wish(11.4), better, near, large) == better
+    # Trained for longer, it is nearer, whatever a few examples say.
+    once, longer = trial(11e6, 0.71, distance=0.04), trial(11e6, 0.705, distance=0.03)
+    assert chosen(wish(11.4), once, longer) == longer
+
+
+def test_without_a_size_the_fewest_weights_that_do_are_best() -> None:
+    def sized(parameters: int, quality: float, distance: float) -> Trial:
+        return trial(quality=quality, distance=distance).model_copy(update={"candidate": Candidate(parameters=parameters)})
+
+    large, small, longer, bad = sized(9, 0.72, 0.01), sized(5, 0.71, 0.04), sized(5, 0.705, 0.03), sized(3, 0.6, 0.2)
+    assert chosen(wish(None), large, small, longer, bad) == longer
+
+
+def test_what_fits_nothing_is_measured_by_how_far_it_is_from_the_wish() -> None:
+    large, nearly, hopeless = trial(20e6, 0.72), trial(12e6, 0.69, distance=0.1), trial(11.5e6, 0.1, distance=0.9)
+    assert chosen(wish(11.4), large, nearly, hopeless) == nearly
+
+
+def test_the_evaluation_data_say_whether_the_metric_was_reached() -> None:
+    wanted = wish(11.4, drop=0.01)
+    search = Search(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
+    found = trial(12e6, 0.69)
+    found = found.model_copy(update={"misses": tuple(wanted.misses(found.lanes[0]))})
+    size, metric = "litert: 12 MB, more than 11.4", "litert: the metric drops by 0.030, more than 0.01"
+    assert search.missed(found, []) == [size, metric]
+
+    def report(drop: float) -> Report:
+        result = MetricResult(name="accuracy", reference=estimate(0.8), lane=estimate(0.8 - drop), drop=estimate(drop))
+        lane = LaneReport.model_construct(lane="litert", metrics=(result,), untruncated=())
+        other = lane.model_copy(update={"lane": "onnx", "metrics": (result.model_copy(update={"drop": estimate(0.5)}),)})  # does not count
+        return Report.model_construct(lanes=(lane, other))
+
+    assert search.missed(found, [report(0.0)]) == [size]
+    assert search.missed(found, [report(0.02)]) == [size, "litert: the metric drops by 0.020, more than 0.01"]
 
 
 def test_the_front_holds_what_no_other_beats() -> None:
@@ -285,18 +329,6 @@ def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
     found = rehearse(distances, shapes, good=0.1, drop=0.025)
     assert [candidate.layers for candidate in found.tried] == [4, 4]
     assert found.tried[1].epochs > 3 * found.tried[0].epochs
-
-
-def test_more_training_counts_for_more_than_the_metric_of_few_examples() -> None:
-    once, twice = (trial(quality=quality).model_copy(update={"candidate": Candidate(layers=3, epochs=epochs, parameters=1)})
-                   for quality, epochs in ((0.71, 1.0), (0.70, 4.0)))
-    assert twice.goes_on_from(once) and not once.goes_on_from(twice)
-    slower = twice.model_copy(update={"misses": tuple(wish(speedup=9).misses(twice.lanes[0]))})
-    assert not slower.goes_on_from(once)
-    other = twice.model_copy(update={"candidate": twice.candidate.model_copy(update={"layers": 4})})
-    assert not other.goes_on_from(once)
-    untrained = once.model_copy(update={"candidate": Candidate(layers=3, parameters=1)})
-    assert not twice.goes_on_from(untrained)
 
 
 def test_the_nearest_is_tried_with_fewer_tokens_too() -> None:
