@@ -27,12 +27,14 @@ class Channels:
     Attributes:
         scope: regular expression of the modules that have such channels.
         made_by: linear modules below the scope whose outputs are the channels.
-        read_by: linear modules below the scope whose inputs are the channels.
+        read_by: linear module below the scope whose inputs are the channels.
+        added_in: module below the scope that normalizes the sum of what is read and what was there before.
     """
 
     scope: str
     made_by: tuple[str, ...]
-    read_by: tuple[str, ...]
+    read_by: str
+    added_in: str
 
     def places(self, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
         """The modules of a model that have such channels, in the order of its layers."""
@@ -62,8 +64,9 @@ class Architecture:
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _BERT = Architecture(
     layers="encoder.layer",
-    heads=Channels(r"encoder\.layer\.\d+", made_by=_QKV, read_by=("attention.output.dense",)),
-    neurons=Channels(r"encoder\.layer\.\d+", made_by=("intermediate.dense",), read_by=("output.dense",)),
+    heads=Channels(r"encoder\.layer\.\d+", made_by=_QKV, read_by="attention.output.dense",
+                   added_in="attention.output.LayerNorm"),
+    neurons=Channels(r"encoder\.layer\.\d+", made_by=("intermediate.dense",), read_by="output.dense", added_in="output.LayerNorm"),
     vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"(cls\.predictions|lm_head)\.(decoder\.(weight|bias)|bias)": 0})
 
 # Source: modeling_*.py of Transformers 5.23.
@@ -76,20 +79,22 @@ ARCHITECTURES = {
                             {r"(.*\.)?word_embeddings\.weight": 0, r"generator_lm_head\.(weight|bias)": 0}),
     "distilbert": Architecture(
         layers="transformer.layer",
-        heads=Channels(r"transformer\.layer\.\d+", made_by=("attention.q_lin", "attention.k_lin", "attention.v_lin"), read_by=("attention.out_lin",)),
-        neurons=Channels(r"transformer\.layer\.\d+", made_by=("ffn.lin1",), read_by=("ffn.lin2",)),
+        heads=Channels(r"transformer\.layer\.\d+", made_by=("attention.q_lin", "attention.k_lin", "attention.v_lin"), read_by="attention.out_lin",
+                       added_in="sa_layer_norm"),
+        neurons=Channels(r"transformer\.layer\.\d+", made_by=("ffn.lin1",), read_by="ffn.lin2", added_in="output_layer_norm"),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"vocab_projector\.(weight|bias)": 0}),
     "albert": Architecture(
         layers=None,
         heads=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+",
-                       made_by=("attention.query", "attention.key", "attention.value"), read_by=("attention.dense",)),
-        neurons=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+", made_by=("ffn",), read_by=("ffn_output",)),
+                       made_by=("attention.query", "attention.key", "attention.value"), read_by="attention.dense", added_in="attention.LayerNorm"),
+        neurons=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+",
+                         made_by=("ffn",), read_by="ffn_output", added_in="full_layer_layer_norm"),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"predictions\.(decoder\.(weight|bias)|bias)": 0}),
     # Several feed-forward networks in a layer. The head that fills in tokens makes the wide part of its table from a second one, which counts
     # tokens in its second dimension.
     "mobilebert": Architecture(
         layers="encoder.layer", heads=_BERT.heads,
-        neurons=Channels(r"encoder\.layer\.\d+(\.ffn\.\d+)?", made_by=("intermediate.dense",), read_by=("output.dense",)),
+        neurons=Channels(r"encoder\.layer\.\d+(\.ffn\.\d+)?", made_by=("intermediate.dense",), read_by="output.dense", added_in="output.LayerNorm"),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"cls\.predictions\.(decoder\.(weight|bias)|bias)": 0,
                     r"cls\.predictions\.dense\.weight": 1}),
     # All layers share one table of position biases with an entry for each head.

@@ -50,7 +50,8 @@ class DropLayers(Step):
         order = json.loads((inputs["order"].path / LAYERS_FILE).read_text(encoding="utf-8"))["order"]
         layers = Layers(model)
         gone = order[:len(layers) - self.layers]
-        layers.keep(number for number in range(len(layers)) if number not in gone)
+        kept = [number for number in range(len(layers)) if number not in gone]
+        layers.keep(kept)
         context.report(None, "writing")
         save_model(model, path, out)
-        return pruned_spec(model, spec, out, layers=self.layers)
+        return pruned_spec(model, spec, out, layers=self.layers, kept_layers=kept)

@@ -85,7 +85,7 @@ class MeasureChannels(Step):
         model.requires_grad_(False)  # of the weights nobody asks
         generator = torch.Generator().manual_seed(context.seed)
         with ExitStack() as stack:
-            factors = {name: [stack.enter_context(Factor(linear(place, channels.read_by[0]), width)) for place in channels.places(model)]
+            factors = {name: [stack.enter_context(Factor(linear(place, channels.read_by), width)) for place in channels.places(model)]
                        for name, (channels, width) in groups.items()}
             flat = [factor.values for places in factors.values() for factor in places]
             totals = [torch.zeros_like(values) for values in flat]
@@ -126,6 +126,6 @@ def magnitudes(model: PreTrainedModel, channels: Channels, width: int) -> list[n
     with torch.inference_mode():
         for place in channels.places(model):
             squares = [(linear(place, name).weight ** 2).sum(dim=1) for name in channels.made_by]
-            squares += [(linear(place, name).weight ** 2).sum(dim=0) for name in channels.read_by]
+            squares.append((linear(place, channels.read_by).weight ** 2).sum(dim=0))
             found.append(torch.stack(squares).sum(dim=0).reshape(-1, width).sum(dim=1).sqrt().numpy())
     return found

@@ -108,7 +108,6 @@ def keep_channels(place: torch.nn.Module, channels: Channels, kept: np.ndarray) 
         if module.bias is not None:
             module.bias = torch.nn.Parameter(module.bias.detach()[index].clone())
         module.out_features = len(index)
-    for name in channels.read_by:
-        module = linear(place, name)
-        module.weight = torch.nn.Parameter(module.weight.detach()[:, index].clone())
-        module.in_features = len(index)
+    module = linear(place, channels.read_by)
+    module.weight = torch.nn.Parameter(module.weight.detach()[:, index].clone())
+    module.in_features = len(index)

@@ -135,6 +135,7 @@ def _compression(evaluation: Evaluation) -> CompressionReport | None:
         embedding=(before.facts.get("embedding_width"), after.get("embedding_rank", after.get("embedding_width"))),
         layers=(before.facts.get("layers"), after.get("layers")),
         heads=after.get("heads", ()), neurons=after.get("neurons", ()), coverage=after.get("coverage", {}).get("data", {}),
+        reconstruction=after.get("reconstruction"),
         training=after.get("training", {}))
 
 

@@ -1,4 +1,5 @@
-"""How a recipe's `[compress]` becomes steps: a smaller vocabulary, a smaller table, parts taken out, and training towards the original."""
+"""How a recipe's `[compress]` becomes steps: a smaller vocabulary, a smaller table, parts taken out, the rest fitted
+to what the original does, and training towards its answers."""
 
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         unseen = {"development": "@development"} if "development" in resolved.datasets else {}
         trim = make_step("trim_vocabulary", size=section.vocabulary.size, datasets=("training",), reported=tuple(unseen))
         checkpoint = graph.must("trim_vocabulary", trim, inputs | unseen)
+    whole = checkpoint
     if section.embeddings is not None:
         if resolved.spec.task is Task.FILL_MASK:
             raise PlanError("The table of a model that fills in tokens is what it answers with, too.", hint="take compress.embeddings out")
@@ -48,6 +50,9 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         checkpoint = graph.must(f"factorize_embeddings[{section.embeddings.rank}]", factors, inputs)
     if section.prune is not None:
         checkpoint = _prune(graph, resolved, section.prune, checkpoint)
+    if section.reconstruct and checkpoint != whole and "training" in resolved.datasets:
+        checkpoint = graph.must("reconstruct_layers", make_step("reconstruct_layers"),
+                                {"checkpoint": checkpoint, "original": whole, "training": "@training"})
     if section.distill is not None:
         checkpoint = _distill(graph, resolved, section.distill, original, checkpoint)
     return checkpoint

@@ -103,6 +103,7 @@ class CompressSection(Model):
     vocabulary: VocabularySection | None = None
     embeddings: EmbeddingsSection | None = None
     prune: PruneSection | None = None
+    reconstruct: bool = Field(True, description="Fit the layers that are left to what the original's hand on, where there are training data.")
     distill: DistillSection | None = None
 
     @property

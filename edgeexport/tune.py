@@ -36,6 +36,8 @@ SHORTLIST = 3
 TRYING = 0.25
 LEAST_EPOCHS = 0.5
 TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
+# Done before training, and so not again for the same candidate trained for longer.
+FITTING_STEPS = frozenset({"reconstruct_layers"})
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ class Search:
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
         # What was stored took its time too, when it was made.
         names = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values()}
-        seconds = sum(entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS)
+        seconds = sum(entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS | FITTING_STEPS)
         self._evaluating = seconds / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)

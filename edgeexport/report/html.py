@@ -459,6 +459,8 @@ def compression_rows(found: CompressionReport) -> list[tuple[str, str]]:
     for title, kept in (("attention heads by layer", found.heads), ("neurons by network", found.neurons)):
         if kept:
             rows.append((title, ", ".join(map(str, kept))))
+    if found.reconstruction is not None:
+        rows.append(("squared error of the last hidden states, when fitted", " → ".join(map(percent, found.reconstruction))))
     if found.training:
         history = found.training.get("history") or []
         rows.append(("training", f"{found.training['steps']:,} of {found.training['of']:,} steps"))

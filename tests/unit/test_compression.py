@@ -47,16 +47,35 @@ def test_the_order_is_vocabulary_table_layers_channels_training() -> None:
     assert nodes["drop_layers[3]"].inputs["checkpoint"] == "factorize_embeddings[8]"
     assert nodes["measure_channels"].inputs["checkpoint"] == "drop_layers[3]"
     assert nodes["prune_channels[0.5, 0.5]"].inputs["checkpoint"] == "drop_layers[3]"
-    assert nodes["distill"].inputs == {"student": "prune_channels[0.5, 0.5]", "teacher": "compute_teacher", "training": "@training",
+    # What is left is fitted to the model with all of its parts that reads the same tokens.
+    assert nodes["reconstruct_layers"].inputs == {"checkpoint": "prune_channels[0.5, 0.5]", "original": "trim_vocabulary", "training": "@training"}
+    assert nodes["distill"].inputs == {"student": "reconstruct_layers", "teacher": "compute_teacher", "training": "@training",
                                        "development": "@development", "development_teacher": "compute_teacher[development]"}
     assert nodes["compute_teacher"].inputs == {"checkpoint": "load_checkpoint", "texts": "@training"}  # the original teaches
     assert nodes["export_onnx"].inputs == {"checkpoint": "distill"}
     assert plan.checkpoint == "distill"
 
 
+@pytest.mark.parametrize(("sections", "fitted"), [
+    ({"embeddings": {"rank": 8}}, True),
+    ({"prune": {"neurons": 0.5}}, True),
+    ({"vocabulary": {"size": 500}}, False),  # of the layers nothing was lost
+    ({"distill": {"epochs": 1}}, False),
+    ({"prune": {"neurons": 0.5}, "reconstruct": False}, False),
+])
+def test_layers_are_fitted_where_something_was_lost(sections: dict[str, Any], fitted: bool) -> None:
+    assert ("reconstruct_layers" in steps(planned(**sections))) is fitted
+
+
+def test_without_texts_nothing_is_fitted() -> None:
+    plan = planned(("probes", "evaluation"), prune={"neurons": 0.5, "importance": "magnitude"})
+    assert plan.checkpoint == "prune_channels[1, 0.5]"
+
+
 def test_lanes_are_compared_with_what_is_exported_and_judged_by_the_original() -> None:
     plan = planned(prune={"layers": 3})
-    assert plan.nodes[plan.reference].inputs["checkpoint"] == "drop_layers[3]"
+    assert plan.nodes[plan.reference].inputs["checkpoint"] == "reconstruct_layers"
+    assert plan.nodes["reconstruct_layers"].inputs["checkpoint"] == "drop_layers[3]"
     assert plan.nodes[plan.original].inputs == {"checkpoint": "load_checkpoint", "evaluation": "@evaluation"}
     assert {plan.reference, plan.original} <= set(plan.wanted)
 
