@@ -65,7 +65,9 @@ class PruneChannels(Step):
                                                        ("neurons", architecture.neurons, self.neurons, 1, NEURON_STEP)):
                 if share < 1 and channels is not None:
                     places = list(channels.places(model))
-                    chosen = choose([importance[f"{name}-{number}"] for number in range(len(places))], share, step)
+                    values = [importance[f"{name}-{number}"] for number in range(len(places))]
+                    orders = [importance.get(f"{name}-{number}-order", np.argsort(own, kind="stable")) for number, own in enumerate(values)]
+                    chosen = choose(values, orders, share, step)
                     for place, groups in zip(places, chosen, strict=True):
                         keep_channels(place, channels, (groups[:, None] * width + np.arange(width)).ravel())
                     kept[name] = [len(groups) for groups in chosen]
@@ -74,11 +76,12 @@ class PruneChannels(Step):
         return pruned_spec(model, spec, out, **kept)
 
 
-def choose(importance: Sequence[np.ndarray], share: float, step: int) -> list[np.ndarray]:
-    """Which channels of each place to keep: the most important ones of all places together.
+def choose(importance: Sequence[np.ndarray], orders: Sequence[np.ndarray], share: float, step: int) -> list[np.ndarray]:
+    """Which channels of each place to keep: as many as are among the most important ones of all places together, those that would go last.
 
     Args:
         importance: for each place float32 [channels].
+        orders: for each place int64 [channels], the number of the channel that goes first, second and so on.
         share: of all channels, how many to keep.
         step: each place keeps a multiple of it, as near as can be, and at least one.
 
@@ -87,13 +90,13 @@ def choose(importance: Sequence[np.ndarray], share: float, step: int) -> list[np
     """
     import numpy as np
 
-    order = np.argsort(-np.concatenate(importance), kind="stable")
+    ranked = np.argsort(-np.concatenate(importance), kind="stable")
     counted = np.concatenate([np.full(len(values), place) for place, values in enumerate(importance)])
-    counts = np.bincount(counted[order[:round(share * len(order))]], minlength=len(importance))
+    counts = np.bincount(counted[ranked[:round(share * len(ranked))]], minlength=len(importance))
     found = []
-    for values, count in zip(importance, counts.tolist(), strict=True):
-        width = min(max(round(count / step), 1) * step, len(values))
-        found.append(np.sort(np.argsort(-values, kind="stable")[:width]))
+    for order, count in zip(orders, counts.tolist(), strict=True):
+        width = min(max(round(count / step), 1) * step, len(order))
+        found.append(np.sort(order[len(order) - width:]))
     return found
 
 

@@ -14,6 +14,7 @@ from architectures import TOLERANCE, spread, texts_for
 from compressed import answers_of, assert_exports_equally, data_for, evidence, model_of, rows_for, weights_of
 from edgeexport.converters._examples import collate, read_examples
 from edgeexport.converters._task_model import load_model
+from edgeexport.converters.measure_channels import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS, elimination
 from edgeexport.converters.prune_channels import choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -241,13 +242,18 @@ def test_layers_can_go_from_a_pruned_model(pruned: Any, zoo: Zoo) -> None:
 
 # -- which channels stay
 
+def rising(importance: list[np.ndarray]) -> list[np.ndarray]:
+    """The order in which channels go where the least important go first."""
+    return [np.argsort(values, kind="stable") for values in importance]
+
+
 @settings(max_examples=60, deadline=None)
 @given(places=st.lists(st.integers(1, 6), min_size=1, max_size=5), share=st.floats(0.01, 1.0), step=st.sampled_from([1, 4, 16]),
        seed=st.integers(0, 1000))
 def test_the_most_important_stay(places: list[int], share: float, step: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     importance = [random.random(count * step) for count in places]
-    found = choose(importance, share, step)
+    found = choose(importance, rising(importance), share, step)
     if round(share * sum(places) * step) > 0:
         assert [kept.tolist() for kept in found] == kept_by_hand(importance, share, step)
     for values, kept in zip(importance, found, strict=True):
@@ -261,10 +267,10 @@ def test_the_most_important_stay(places: list[int], share: float, step: int, see
 
 
 def test_a_place_that_is_no_multiple_can_stay_whole() -> None:
-    found = choose([np.arange(1.0, 41.0), np.zeros(40)], 0.5, 16)
+    found = choose(halves := [np.arange(1.0, 41.0), np.zeros(40)], rising(halves), 0.5, 16)
     assert [len(kept) for kept in found] == [32, 16]
-    assert [len(kept) for kept in choose([np.ones(40)], 1.0, 16)] == [32]
-    assert [len(kept) for kept in choose([np.ones(10)], 0.1, 16)] == [10]
+    assert [len(kept) for kept in choose([np.ones(40)], [np.arange(40)], 1.0, 16)] == [32]
+    assert [len(kept) for kept in choose([np.ones(10)], [np.arange(10)], 0.1, 16)] == [10]
 
 
 # -- how much a channel counts
@@ -306,7 +312,8 @@ def test_gradient_importance_is_what_a_small_change_does(zoo: Zoo, case: Case) -
     rows = data_for(zoo, case, TEXTS[40:400:60], labelled=True)
     found = zoo.run(find_step("measure_channels")(examples=100), {"checkpoint": zoo.loaded(case), "training": rows})
     with np.load(found.path / "channels.npz") as arrays:
-        assert {name: arrays[name].shape for name in arrays} == {"heads-0": (2,), "heads-1": (2,), "neurons-0": (64,), "neurons-1": (64,)}
+        shapes = {"heads-0": (2,), "heads-1": (2,), "neurons-0": (64,), "neurons-1": (64,)}
+        assert {name: arrays[name].shape for name in arrays} == shapes | {f"{name}-order": shape for name, shape in shapes.items()}
         for name, place, channel in (("heads", 0, 1), ("heads", 1, 0), ("neurons", 0, 5), ("neurons", 1, int(arrays["neurons-1"].argmax()))):
             wanted = importance_by_differences(zoo, case, rows, name, place, channel)
             assert wanted > 0
@@ -345,6 +352,8 @@ def test_every_task_has_gradients(zoo: Zoo, case: Case) -> None:
         assert ("heads-0" in first) == (case.architecture != "mpnet")
         for name in first:
             assert np.isfinite(first[name]).all() and first[name].max() > 0
+            if name.endswith("-order"):
+                assert sorted(first[name]) == list(range(len(first[name])))
             assert np.array_equal(first[name], second[name])
 
 
@@ -362,6 +371,49 @@ def test_magnitude_needs_no_data(zoo: Zoo) -> None:
                 parts = [tensors[f"{start}.attention.self.{name}.weight"][own] for name in ("query", "key", "value")]
                 parts.append(tensors[f"{start}.attention.output.dense.weight"][:, own])
                 assert arrays[f"heads-{layer}"][head] == pytest.approx(np.sqrt(sum((part**2).sum() for part in parts)), rel=1e-5)
+
+
+def loss_without(weights: np.ndarray, inputs: np.ndarray, gradients: np.ndarray, gone: list[int], width: int) -> float:
+    """What is lost of the outputs, as the gradients measure it, when the channels that stay are fitted to them: by least squares, from scratch."""
+    channels = [channel for group in gone for channel in range(group * width, (group + 1) * width)]
+    there = np.delete(np.arange(inputs.shape[1]), channels)
+    # Rows that hold the weights where they were stand for the damping of either matrix.
+    held = np.sqrt(DAMPING_OF_INPUTS * np.mean(np.sum(inputs**2, axis=0)))
+    stacked = np.concatenate([inputs, held * np.eye(inputs.shape[1])])
+    fitted, *_ = np.linalg.lstsq(stacked[:, there], stacked @ weights, rcond=None)
+    missed = stacked @ weights - stacked[:, there] @ fitted
+    return float(((missed @ gradients.T) ** 2).sum() + DAMPING_OF_GRADIENTS * np.mean(np.sum(gradients**2, axis=0)) * (missed**2).sum())
+
+
+@pytest.mark.parametrize(("channels", "width"), [(7, 1), (4, 3)])
+def test_channels_go_in_the_order_in_which_the_rest_can_stand_in_for_them(channels: int, width: int) -> None:
+    """At each step what goes is what costs least, found by trying all."""
+    random = np.random.default_rng(4)
+    inputs = random.normal(size=(50, channels * width)) @ random.normal(size=(channels * width, channels * width))  # that are like each other
+    weights, gradients = random.normal(size=(channels * width, 5)), random.normal(size=(40, 5))
+    found = elimination(weights, inputs.T @ inputs, gradients.T @ gradients, width).tolist()
+    for number in range(channels - 1):
+        left = set(range(channels)) - set(found[:number])
+        losses = {each: loss_without(weights, inputs, gradients, [*found[:number], each], width) for each in left}
+        assert min(losses, key=lambda each: losses[each]) == found[number]
+    assert sorted(found) == list(range(channels))
+
+
+def test_what_says_the_same_can_go() -> None:
+    """Two neurons with the same numbers count as much as any by themselves; together they are one."""
+    random = np.random.default_rng(5)
+    inputs = random.normal(size=(200, 6))
+    inputs[:, 4] = 3 * inputs[:, 1]
+    order = elimination(np.ones((6, 2)), inputs.T @ inputs, np.eye(2), 1)
+    assert order[0] in {1, 4}
+    order = elimination(np.ones((6, 2)), np.zeros((6, 6)), np.zeros((2, 2)), 1)  # nothing is read: any order will do
+    assert sorted(order.tolist()) == list(range(6))
+
+
+def test_what_stays_is_what_would_go_last() -> None:
+    importance = [np.array([5.0, 1.0, 4.0]), np.array([0.1, 3.0, 0.2])]
+    kept = choose(importance, [np.array([0, 2, 1]), np.array([1, 0, 2])], 0.5, 1)
+    assert [each.tolist() for each in kept] == [[1, 2], [2]]  # two of the first place are among the first three, one of the second
 
 
 # -- refusals
