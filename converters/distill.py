@@ -67,7 +67,7 @@ class Distill(Step):
     hidden_after: tuple[float, ...] = (1.0,)
     epochs: float = Field(gt=0)
     batch: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     patience: int = Field(4, ge=1)
     seed: int = 0
     embeddings: bool = False

@@ -83,7 +83,7 @@ class DistillSection(Model):
 
     epochs: float = Field(4.0, gt=0, description="Passes over the training data.")
     batch: int = Field(32, ge=1, description="Texts a step.")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     patience: int = Field(4, ge=1, description="End after so many evaluations on the development data without progress.")
     seed: int = 0
     embeddings: bool = Field(False, description="Train the table of token vectors too.")

@@ -17,7 +17,7 @@ from pathlib import Path
 import tomli_w
 
 from edgeexport.artifact import Task
-from edgeexport.candidates import Candidate, LaneTrial, Outlook, Trial, Wish
+from edgeexport.candidates import GENTLE_RATE, Candidate, LaneTrial, Outlook, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
@@ -199,7 +199,7 @@ class Search:
         except (PlanError, RecipeError) as exc:
             self.refused.append(f"training: {exc.reason}")
             return
-        seconds = TRYING * self._left() / (len(shortlist) + 1)
+        seconds = TRYING * self._left() / (len(shortlist) + 2)
         for candidate in self._worth_a_try(shortlist):
             epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
             if self._left() < epochs * rate * candidate.compute + self._evaluating:
@@ -212,6 +212,8 @@ class Search:
         # How far the answers are from the original's is known far better than how many of them are right.
         self.scouts.sort(key=lambda scout: scout.loss)
         for scout in self.scouts:
+            if any(trial.candidate.differs_by_training(scout.candidate) for trial in self.trials):
+                continue  # too large or too slow, however it is trained
             self._try(scout.candidate)
             if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
@@ -219,13 +221,18 @@ class Search:
                 return
 
     def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
-        """The shortlist; then the layers that came nearest with fewer tokens in place of fewer numbers for each. Which is better hangs on the
-        texts: those of one field have few tokens, those full of names have all."""
+        """The shortlist; then what came nearest with fewer tokens in place of fewer numbers for each, which serves texts of one field, but not those
+        full of names; and then with a lower learning rate."""
         yield from shortlist
         if self.scouts:
-            other = self._outlook.with_another_table(min(self.scouts, key=lambda scout: scout.loss).candidate)
+            other = self._outlook.with_another_table(self._nearest)
             if other is not None:
                 yield other
+            yield self._nearest.model_copy(update={"learning_rate": GENTLE_RATE})
+
+    @property
+    def _nearest(self) -> Candidate:
+        return min(self.scouts, key=lambda scout: scout.loss).candidate
 
     def _train_on(self, scout: Scout) -> None:
         """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""

@@ -313,8 +313,8 @@ def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool],
 
 def test_the_nearest_of_the_right_shape_gets_the_rest_of_the_time() -> None:
     found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: False, 3: True})
-    assert [candidate.layers for candidate in found.scouted] == [None, 4, 3]
-    # The nearest turns out too slow, the next one is trained on.
+    assert [candidate.layers for candidate in found.scouted] == [None, 4, 3, 4]
+    # The nearest turns out too slow, at whatever rate it is trained; the next one is trained on.
     assert [candidate.layers for candidate in found.tried] == [4, 3, 3]
     assert found.tried[1] in found.scouted
     assert found.tried[2].epochs > 3 * found.tried[1].epochs
@@ -331,14 +331,28 @@ def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
     assert found.tried[1].epochs > 3 * found.tried[0].epochs
 
 
-def test_the_nearest_is_tried_with_fewer_tokens_too() -> None:
+def test_the_nearest_is_tried_with_fewer_tokens_and_a_lower_rate_too() -> None:
     distances = {None: 0.3, 4: 0.1, 3: 0.2}
     found = rehearse(distances, dict.fromkeys(distances, True), size=11.4)
     assert [(candidate.layers, candidate.rank is None, candidate.vocabulary is None) for candidate in found.scouted] == [
-        (None, False, True), (4, False, True), (3, False, True), (4, True, False)]
-    first, other = found.scouted[1], found.scouted[3]
+        (None, False, True), (4, False, True), (3, False, True), (4, True, False), (4, False, True)]
+    first, other, gentle = found.scouted[1], *found.scouted[3:]
+    assert gentle == first.model_copy(update={"learning_rate": 1e-4, "epochs": gentle.epochs})
+    assert gentle.section.distill is not None and gentle.section.distill.learning_rate == 1e-4 and gentle.title.endswith("rate 0.0001")
     assert first.width == other.width
     assert abs(first.parameters - other.parameters) < 8 * 30522  # a step of the rank
+
+
+def test_the_rate_that_did_better_is_kept() -> None:
+    class Gentle(Rehearsed):
+        def _scout(self, candidate: Candidate) -> Scout | None:
+            found = super()._scout(candidate)
+            return found and replace(found, loss=found.loss / 2 if candidate.learning_rate else found.loss)
+
+    search = Gentle({4: 0.1}, {4: True})
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0)]
+    search._train()
+    assert [candidate.learning_rate for candidate in search.tried] == [1e-4, 1e-4]
 
 
 def test_what_cannot_be_made_is_left_out() -> None:
