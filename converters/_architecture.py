@@ -28,19 +28,38 @@ class Channels:
         scope: regular expression of the modules that have such channels.
         made_by: linear modules below the scope whose outputs are the channels.
         read_by: linear module below the scope whose inputs are the channels.
-        added_in: module below the scope that normalizes the sum of what is read and what was there before.
     """
 
     scope: str
     made_by: tuple[str, ...]
     read_by: str
-    added_in: str
 
     def places(self, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
         """The modules of a model that have such channels, in the order of its layers."""
         for name, module in model.base_model.named_modules():
             if re.fullmatch(self.scope, name):
                 yield module
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Where something is added to the hidden states.
+
+    Attributes:
+        scope: regular expression of the modules in which it happens.
+        made_by: linear module below the scope whose outputs are added.
+        summed_in: module below the scope that normalizes the sum.
+    """
+
+    scope: str
+    made_by: str
+    summed_in: str
+
+    def places(self, model: PreTrainedModel) -> Iterator[tuple[torch.nn.Linear, torch.nn.Module]]:
+        """The two modules of each addition of a model."""
+        for name, module in model.base_model.named_modules():
+            if re.fullmatch(self.scope, name):
+                yield linear(module, self.made_by), module.get_submodule(self.summed_in)
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Architecture:
         layers: path of the list of layers; None where the same layers are applied again and again, and only how often can be lowered.
         heads: the channels of attention; those of a head lie side by side. None where heads share more than the channels.
         neurons: the channels inside feed-forward networks.
+        additions: to the hidden states; the last one in a layer makes what the next layer reads.
         vocabulary: parameters with an entry for each token (regular expression of the name) → the dimension that counts them; a model has those
             of its own head.
     """
@@ -58,15 +78,16 @@ class Architecture:
     layers: str | None
     heads: Channels | None
     neurons: Channels
+    additions: tuple[Addition, ...]
     vocabulary: dict[str, int]
 
 
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _BERT = Architecture(
     layers="encoder.layer",
-    heads=Channels(r"encoder\.layer\.\d+", made_by=_QKV, read_by="attention.output.dense",
-                   added_in="attention.output.LayerNorm"),
-    neurons=Channels(r"encoder\.layer\.\d+", made_by=("intermediate.dense",), read_by="output.dense", added_in="output.LayerNorm"),
+    heads=Channels(r"encoder\.layer\.\d+", made_by=_QKV, read_by="attention.output.dense"),
+    neurons=Channels(r"encoder\.layer\.\d+", made_by=("intermediate.dense",), read_by="output.dense"),
+    additions=(Addition(r"encoder\.layer\.\d+\.(attention\.)?output", "dense", "LayerNorm"),),
     vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"(cls\.predictions|lm_head)\.(decoder\.(weight|bias)|bias)": 0})
 
 # Source: modeling_*.py of Transformers 5.23.
@@ -75,30 +96,36 @@ ARCHITECTURES = {
     "roberta": _BERT,
     "camembert": _BERT,
     "xlm-roberta": _BERT,
-    "electra": Architecture(_BERT.layers, _BERT.heads, _BERT.neurons,
+    "electra": Architecture(_BERT.layers, _BERT.heads, _BERT.neurons, _BERT.additions,
                             {r"(.*\.)?word_embeddings\.weight": 0, r"generator_lm_head\.(weight|bias)": 0}),
     "distilbert": Architecture(
         layers="transformer.layer",
-        heads=Channels(r"transformer\.layer\.\d+", made_by=("attention.q_lin", "attention.k_lin", "attention.v_lin"), read_by="attention.out_lin",
-                       added_in="sa_layer_norm"),
-        neurons=Channels(r"transformer\.layer\.\d+", made_by=("ffn.lin1",), read_by="ffn.lin2", added_in="output_layer_norm"),
+        heads=Channels(r"transformer\.layer\.\d+", made_by=("attention.q_lin", "attention.k_lin", "attention.v_lin"), read_by="attention.out_lin"),
+        neurons=Channels(r"transformer\.layer\.\d+", made_by=("ffn.lin1",), read_by="ffn.lin2"),
+        additions=(Addition(r"transformer\.layer\.\d+", "attention.out_lin", "sa_layer_norm"),
+                   Addition(r"transformer\.layer\.\d+", "ffn.lin2", "output_layer_norm")),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"vocab_projector\.(weight|bias)": 0}),
     "albert": Architecture(
         layers=None,
         heads=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+",
-                       made_by=("attention.query", "attention.key", "attention.value"), read_by="attention.dense", added_in="attention.LayerNorm"),
-        neurons=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+",
-                         made_by=("ffn",), read_by="ffn_output", added_in="full_layer_layer_norm"),
+                       made_by=("attention.query", "attention.key", "attention.value"), read_by="attention.dense"),
+        neurons=Channels(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+", made_by=("ffn",), read_by="ffn_output"),
+        additions=(Addition(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+\.attention", "dense", "LayerNorm"),
+                   Addition(r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+", "ffn_output", "full_layer_layer_norm")),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"predictions\.(decoder\.(weight|bias)|bias)": 0}),
     # Several feed-forward networks in a layer. The head that fills in tokens makes the wide part of its table from a second one, which counts
     # tokens in its second dimension.
     "mobilebert": Architecture(
         layers="encoder.layer", heads=_BERT.heads,
-        neurons=Channels(r"encoder\.layer\.\d+(\.ffn\.\d+)?", made_by=("intermediate.dense",), read_by="output.dense", added_in="output.LayerNorm"),
+        neurons=Channels(r"encoder\.layer\.\d+(\.ffn\.\d+)?", made_by=("intermediate.dense",), read_by="output.dense"),
+        # All but the last in a narrow copy of the hidden states.
+        additions=(Addition(r"encoder\.layer\.\d+\.((attention|ffn\.\d+)\.)?output(\.bottleneck)?", "dense", "LayerNorm"),),
         vocabulary={r"(.*\.)?word_embeddings\.weight": 0, r"cls\.predictions\.(decoder\.(weight|bias)|bias)": 0,
                     r"cls\.predictions\.dense\.weight": 1}),
     # All layers share one table of position biases with an entry for each head.
-    "mpnet": Architecture(_BERT.layers, None, _BERT.neurons, _BERT.vocabulary),
+    "mpnet": Architecture(_BERT.layers, None, _BERT.neurons,
+                          (Addition(r"encoder\.layer\.\d+\.attention", "attn.o", "LayerNorm"),
+                           Addition(r"encoder\.layer\.\d+\.output", "dense", "LayerNorm")), _BERT.vocabulary),
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.errors import StepFailed
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES, Channels, head_size, linear, no_description
@@ -31,8 +32,8 @@ DAMPING_OF_INPUTS = 1e-3
 DAMPING_OF_GRADIENTS = 1.0
 # In which all neurons of a place go; what those of one round lose together is known when they are gone.
 ROUNDS = 96
-# Texts whose activations are held at once.
-TEXTS_AT_ONCE = 16
+# Whose activations are held at once.
+TOKENS_AT_ONCE = 1024
 
 
 class MeasureChannels(Step):
@@ -132,8 +133,9 @@ class Reader:
         channels, outputs = module.in_features, module.out_features
         self._squares = torch.zeros(channels // width)
         self._inputs_gram, self._gradients_gram = torch.zeros(channels, channels), torch.zeros(outputs, outputs)
+        self._inputs_sum = torch.zeros(channels)
         self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._texts = 0
+        self._texts = self._tokens = 0
         self._read: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
 
@@ -161,7 +163,7 @@ class Reader:
         self._held.append((read, gradient))
         self._texts += 1
         self._read, self.outputs = [], []
-        if len(self._held) == TEXTS_AT_ONCE:
+        if sum(len(read) for read, _ in self._held) >= TOKENS_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
@@ -170,7 +172,9 @@ class Reader:
         if self._held:
             read, gradient = (torch.cat(each) for each in zip(*self._held, strict=True))
             self._inputs_gram += read.T @ read
+            self._inputs_sum += read.sum(dim=0)
             self._gradients_gram += gradient.T @ gradient
+            self._tokens += len(read)
             self._held = []
 
     def importance(self) -> np.ndarray:
@@ -178,9 +182,20 @@ class Reader:
         return (self._squares / self._texts).numpy()
 
     def order(self) -> np.ndarray:
-        """The order in which they go: int64 [channels / width]."""
+        """The order in which they go: int64 [channels / width].
+
+        Raises:
+            StepFailed: the activations are no numbers.
+        """
+        import torch
+
         self._flush()
-        return elimination(self._module.weight.detach().numpy().T, self._inputs_gram.numpy(), self._gradients_gram.numpy(), self._width)
+        if not all(bool(torch.isfinite(gram).all()) for gram in (self._inputs_gram, self._gradients_gram)):
+            raise StepFailed("The importance of heads and neurons cannot be measured.", why="the activations are no numbers",
+                             hint="are there infinite numbers in the checkpoint's weights?")
+        # What does not change from token to token, the bias can stand in for.
+        varying = self._inputs_gram - torch.outer(self._inputs_sum, self._inputs_sum) / self._tokens
+        return elimination(self._module.weight.detach().numpy().T, varying.numpy(), self._gradients_gram.numpy(), self._width)
 
 
 def elimination(weights: np.ndarray, inputs: np.ndarray, gradients: np.ndarray, width: int) -> np.ndarray:
@@ -191,8 +206,8 @@ def elimination(weights: np.ndarray, inputs: np.ndarray, gradients: np.ndarray, 
 
     Args:
         weights: of the module, float32 [channels, outputs].
-        inputs: sum over tokens of the products of the inputs, float32 [channels, channels].
-        gradients: the same of the gradients of the loss to the outputs, float32 [outputs, outputs].
+        inputs: sum over tokens of the products of the inputs, less their means, float32 [channels, channels].
+        gradients: that of the products of the loss's gradients to the outputs, float32 [outputs, outputs].
         width: channels that lie side by side, so many of which go together.
 
     Returns:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.errors import StepFailed
+from edgeexport.errors import CheckpointError, StepFailed
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._architecture import ARCHITECTURES, Layers, linear, no_description
-from ._examples import Example, by_length, collate, evenly, read_examples
+from ._architecture import ARCHITECTURES, Layers, no_description
+from ._examples import Example, collate, evenly, read_examples
 from ._objective import Objective
+from ._own_code import brings_model
 from ._pruned_model import pruned_spec, save_model
 from ._task_model import load_model, read_text
 
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-BATCH = 32
+TOKENS_AT_ONCE = 2048
+# One text of so many says whether a fit holds for texts that it was not made on.
+HELD_OUT = 8
 # Of the mean squared activation: what holds the weights as they were where the texts say little about them.
 RIDGE = 1e-3
 
 
 class ReconstructLayers(Step):
     """Fit the linear modules that add to the hidden states, from the first to the last, by least squares: after each addition the hidden states
-    are to be the original's, whatever was lost before.
+    are to be the original's, whatever was lost before. A fit that does not hold for other texts is not made.
 
     Attributes:
-        tokens: on about so many.
+        tokens: how many tokens of the texts it reads, about.
 
     Source: Y. He, X. Zhang, J. Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), sections 3.1 and 3.2, for convolutions;
     W. Kwon and others, "A Fast Post-Training Pruning Framework for Transformers" (2022), section 4.3, for single factors of heads and neurons.
@@ -59,43 +61,55 @@ class ReconstructLayers(Step):
         """Fit one module after another, and write the model.
 
         Raises:
+            CheckpointError: the model's code is its own, so that nobody knows where it adds.
             StepFailed: the hidden states are no numbers.
         """
-        import numpy as np
         import torch
 
         torch.set_num_threads(context.threads)
         checkpoint, original = inputs["checkpoint"], inputs["original"]
+        if brings_model(checkpoint.path):
+            raise CheckpointError("The layers of a checkpoint that brings its own model code cannot be fitted.",
+                                  why="what its code does with them is not known", hint="set reconstruct = false in [compress]")
         context.report(None, "loading both models")
-        batches = texts(checkpoint, inputs["training"].path, self.tokens)
-        tokens = sum(example.length for batch in batches for example in batch)
+        texts = read_texts(checkpoint, inputs["training"].path, self.tokens)
         objective = Objective(checkpoint.spec, read_text(checkpoint.path))
-        own, wanted = (Additions(load_model(view.path, view.spec.require_task()), objective, batches[0]) for view in (checkpoint, original))
+        own, wanted = (Additions(load_model(view.path, view.spec.require_task()), objective, texts[0][0]) for view in (checkpoint, original))
         pairs = counterparts(len(own.order), len(wanted.order), wanted.layers, checkpoint.spec.facts.get("kept_layers"))
-
-        # Of the original everything is needed at once, and of a large one it is more than memory holds.
-        targets = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-            context.scratch / "targets.npy", mode="w+", dtype=np.float32, shape=(len(pairs), tokens, wanted.order[0].out_features))
         context.report(None, "reading the texts with the original")
-        for rows, found in wanted.record(batches, pairs):
-            for number, call in enumerate(pairs):
-                targets[number, rows] = found[call].total.numpy()
-        before = own.error(batches, targets)
+        fitting, judging = (Targets(context.scratch / name, wanted, pairs, batches)
+                            for name, batches in zip(("fitting", "judging"), texts, strict=True))
+
+        before = own.error(judging, len(pairs) - 1)
         modules = list(dict.fromkeys(own.order))
         for number, module in enumerate(modules):
             context.report(number / len(modules), f"fitting part {number + 1} of {len(modules)}")
-            own.fit(module, batches, targets)
-        after = own.error(batches, targets)
+            own.fit(module, fitting, judging)
+        after = own.error(judging, len(pairs) - 1)
         context.report(None, "writing")
         save_model(own.model, checkpoint.path, out)
         return pruned_spec(own.model, checkpoint.spec, out, reconstruction=[before, after])
 
 
-def texts(checkpoint: View, dataset: Path, tokens: int) -> list[list[Example]]:
-    """Examples with about so many tokens, evenly spread over a data set, as batches."""
+def read_texts(checkpoint: View, dataset: Path, tokens: int) -> tuple[list[list[Example]], list[list[Example]]]:
+    """Examples with about so many tokens, evenly spread over a data set, as batches: those to fit on, and those to judge by, which of a single
+    text are the same."""
     examples = read_examples(checkpoint, dataset)
     mean = sum(example.length for example in examples) / len(examples)
-    return list(by_length(evenly(examples, max(1, round(tokens / mean))), BATCH))
+    chosen = evenly(examples, max(1, round(tokens / mean)))
+    judging = chosen[::HELD_OUT]
+    fitting = [example for number, example in enumerate(chosen) if number % HELD_OUT] or judging
+    return batches(fitting), batches(judging)
+
+
+def batches(examples: Iterable[Example]) -> list[list[Example]]:
+    """Batches of about equally long texts, none with more tokens than are held at once."""
+    found: list[list[Example]] = [[]]
+    for example in sorted(examples, key=lambda example: example.length):
+        if found[-1] and (len(found[-1]) + 1) * example.length > TOKENS_AT_ONCE:
+            found.append([])
+        found[-1].append(example)
+    return found
 
 
 def counterparts(own: int, wanted: int, layers: int, kept: Sequence[int] | None) -> list[int]:
@@ -114,17 +128,33 @@ def counterparts(own: int, wanted: int, layers: int, kept: Sequence[int] | None)
     return [first[layer + 1] * each - 1 if part == each - 1 else first[layer] * each + part for layer, part in (divmod(i, each) for i in range(own))]
 
 
-@dataclass(frozen=True)
-class Addition:
-    """What happens where a module adds to the hidden states, at every token.
+class Targets:
+    """What hidden states are to be, and the texts that have them; on disk, since of a large model it is more than memory holds.
 
     Attributes:
-        read: what the module reads, float32 [tokens, channels].
-        total: what comes out, float32 [tokens, width].
+        batches: the texts.
     """
 
-    read: torch.Tensor
-    total: torch.Tensor
+    def __init__(self, directory: Path, model: Additions, calls: Sequence[int], batches: Sequence[Sequence[Example]]) -> None:
+        """Run a model over texts, and keep its hidden states after each of some additions."""
+        self.batches, self._directory = batches, directory
+        self._widths = [model.order[call].out_features for call in calls]
+        directory.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            files = [stack.enter_context(self._path(number).open("wb")) for number in range(len(calls))]
+            for batch in batches:
+                found = model.record(batch, calls)
+                for file, call in zip(files, calls, strict=True):
+                    found[call].numpy().tofile(file)
+
+    def read(self, number: int) -> np.ndarray:
+        """The hidden states after an addition: float32 [tokens of all texts, width]."""
+        import numpy as np
+
+        return np.fromfile(self._path(number), np.float32).reshape(-1, self._widths[number])
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number}.bin"
 
 
 class Reached(Exception):
@@ -142,33 +172,32 @@ class Additions:
 
     def __init__(self, model: PreTrainedModel, objective: Objective, batch: Sequence[Example]) -> None:
         """Find the order by running a batch."""
-        architecture = ARCHITECTURES[model.config.model_type]
+        import torch
+
         self.model, self._objective = model, objective
-        self._parts = [(linear(place, channels.read_by), place.get_submodule(channels.added_in))
-                       for channels in (architecture.heads, architecture.neurons) if channels is not None for place in channels.places(model)]
+        self._parts = [part for addition in ARCHITECTURES[model.config.model_type].additions for part in addition.places(model)]
         self.order: list[torch.nn.Linear] = []
         self.layers = len(Layers(model))
-        with ExitStack() as stack:
+        with ExitStack() as stack, torch.inference_mode():
             for module, norm in self._parts:
                 stack.callback(norm.register_forward_pre_hook(lambda *_, module=module: self.order.append(module)).remove)
             self._objective.run(model, batch)
 
-    def error(self, batches: Iterable[Sequence[Example]], targets: np.ndarray) -> float:
-        """Squared distance of the last hidden states from what they are to be, as a share of their squared length."""
-        last = len(self.order) - 1
-        missed = length = 0.0
-        for rows, found in self.record(batches, [last]):
-            missed += float(((found[last].total.numpy() - targets[last, rows]) ** 2).sum())
-            length += float((targets[last, rows] ** 2).sum())
-        return missed / length
+    def error(self, targets: Targets, call: int) -> float:
+        """Squared distance of the hidden states from what they are to be after an addition, as a share of their squared length."""
+        import numpy as np
 
-    def fit(self, module: torch.nn.Linear, batches: Iterable[Sequence[Example]], targets: np.ndarray) -> None:
-        """Give a module the weights with which the hidden states come nearest to what they are to be.
+        wanted = targets.read(call)
+        found = np.concatenate([self.record(batch, [call])[call].numpy() for batch in targets.batches])
+        return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
+
+    def fit(self, module: torch.nn.Linear, fitting: Targets, judging: Targets) -> None:
+        """Give a module the weights with which the hidden states come nearest to what they are to be, if they do so in other texts too.
 
         Args:
-            module: the module, all before which is as it stays.
-            batches: the texts.
-            targets: what the hidden states are to be after each addition, float32 [additions, tokens, width].
+            module: the module; those before it have been fitted.
+            fitting: to fit on.
+            judging: the other texts.
 
         Raises:
             StepFailed: the hidden states are no numbers.
@@ -176,68 +205,65 @@ class Additions:
         import torch
 
         calls = [call for call, other in enumerate(self.order) if other is module]
-        gram: torch.Tensor | float = 0.0
-        moment: torch.Tensor | float = 0.0
-        for rows, found in self.record(batches, calls):
+        wanted = {call: torch.from_numpy(fitting.read(call)) for call in calls}
+        size = module.in_features + 1
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        moment = torch.zeros(size, module.out_features, dtype=torch.float64)
+        start = 0
+        for batch in fitting.batches:
+            reads: dict[int, torch.Tensor] = {}
+            totals = self.record(batch, calls, reads)
             for call in calls:
-                one = found[call]
-                read = torch.cat([one.read, torch.ones(len(one.read), 1)], dim=1)
-                missing = torch.from_numpy(targets[call, rows]) - one.total
-                gram, moment = gram + (read.T @ read).double(), moment + (read.T @ missing).double()
-        held = torch.eye(module.in_features + 1, dtype=torch.float64) * RIDGE * torch.as_tensor(gram).diagonal().mean()
-        change = torch.linalg.solve(gram + held, torch.as_tensor(moment)).float()
+                read = torch.cat([reads[call], torch.ones(len(reads[call]), 1)], dim=1)
+                gram += read.T @ read
+                moment += read.T @ (wanted[call][start:start + len(read)] - totals[call])
+            start += sum(example.length for example in batch)
+        held = RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        change = torch.linalg.solve(gram + held, moment).float()
         if not bool(torch.isfinite(change).all()):
             raise StepFailed("The layers cannot be fitted.", why="the hidden states are no numbers",
                              hint="are there infinite numbers in the checkpoint's weights?")
-        module.weight.data += change[:-1].T
-        module.bias.data += change[-1]
+        # Where layers share the module, each changes what the next one reads, which the fit does not know of.
+        before, weight, bias = self.error(judging, calls[-1]), module.weight.data, module.bias.data
+        module.weight.data, module.bias.data = weight + change[:-1].T, bias + change[-1]
+        if not self.error(judging, calls[-1]) < before:
+            module.weight.data, module.bias.data = weight, bias
 
-    def record(self, batches: Iterable[Sequence[Example]], calls: Sequence[int]) -> Iterator[tuple[slice, dict[int, Addition]]]:
-        """Run batches as far as the last of some additions; for each batch the place of its tokens among all, and the additions by number."""
-        import torch
-
-        start = 0
-        for batch in batches:
-            there = collate(batch, self._objective.text)["attention_mask"].bool()
-            rows = slice(start, start + int(there.sum()))
-            with torch.inference_mode(), Recorder(self._parts, calls, there) as recorder:
-                self._objective.run(self.model, batch)
-            yield rows, recorder.found
-            start = rows.stop
-
-
-class Recorder:
-    """Keeps some of the additions of a run, while it is open, and ends the run after the last of them."""
-
-    def __init__(self, parts: Iterable[tuple[torch.nn.Linear, torch.nn.Module]], calls: Sequence[int], there: torch.Tensor) -> None:
-        """Of a model.
+    def record(self, batch: Sequence[Example], calls: Sequence[int], reads: dict[int, torch.Tensor] | None = None) -> dict[int, torch.Tensor]:
+        """Run a batch as far as the last of some additions: the hidden states after each, float32 [tokens, width], padding left out.
 
         Args:
-            parts: linear modules that add to the hidden states, each with what normalizes the sum.
+            batch: texts.
             calls: the numbers of the additions.
-            there: which tokens are no padding, bool [batch, seq].
+            reads: gets what the linear modules of the additions read, float32 [tokens, channels].
         """
-        self._parts, self._calls, self._there = parts, frozenset(calls), there
-        self._seen = 0
-        self.found: dict[int, Addition] = {}
+        import torch
 
-    def __enter__(self) -> Recorder:
-        self._hooks = ExitStack()
-        for module, norm in self._parts:
-            self._hooks.callback(module.register_forward_pre_hook(self._note).remove)
-            self._hooks.callback(norm.register_forward_pre_hook(self._keep).remove)
-        return self
+        there = collate(batch, self._objective.text)["attention_mask"].bool()
+        found: dict[int, torch.Tensor] = {}
+        last = max(calls)
+        seen = 0
+        read: torch.Tensor
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> bool:
-        self._hooks.close()
-        return kind is Reached
+        def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            nonlocal read
+            read = inputs[0]
 
-    def _note(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._read = inputs[0]
-
-    def _keep(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if self._seen in self._calls:
-            self.found[self._seen] = Addition(self._read[self._there], inputs[0][self._there])
-            if len(self.found) == len(self._calls):
+        def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            nonlocal seen
+            if seen in wanted:
+                found[seen] = inputs[0][there]
+                if reads is not None:
+                    reads[seen] = read[there]
+            if seen == last:
                 raise Reached
-        self._seen += 1
+            seen += 1
+
+        wanted = frozenset(calls)
+        with ExitStack() as stack, torch.inference_mode():
+            for module, norm in self._parts:
+                stack.callback(module.register_forward_pre_hook(note).remove)
+                stack.callback(norm.register_forward_pre_hook(keep).remove)
+            with suppress(Reached):
+                self._objective.run(self.model, batch)
+        return found

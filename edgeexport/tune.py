@@ -2,8 +2,9 @@
 
 Cheap candidates come first: INT8 alone, in each precision that is asked for, then what needs no training. From these it is known how bytes
 and milliseconds go with the shape, so that for each number of layers the widest model that should fulfil the wish is trained for a short time;
-what comes nearest to the original is tried with another table of tokens too, and the best is trained for the rest of the time. Everything that
-two candidates share is done once. What chooses are the development data; the evaluation data are read once, for the winner.
+what comes nearest to the original is tried with another table of tokens and at a lower learning rate too, and the best is trained for the rest
+of the time. Everything that two candidates share is done once. What chooses are the development data; the evaluation data are read once, for the
+winner.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ SHORTLIST = 3
 TRYING = 0.25
 LEAST_EPOCHS = 0.5
 TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
-# Done before training, and so not again for the same candidate trained for longer.
-FITTING_STEPS = frozenset({"reconstruct_layers"})
+# What a shape takes once, however long it is then trained.
+SHAPING_STEPS = frozenset({"trim_vocabulary", "factorize_embeddings", "measure_layers", "drop_layers", "measure_channels", "prune_channels",
+                           "reconstruct_layers"})
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     scouts: list[Scout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    _shaping: float = field(default=0.0, init=False)
 
     def run(self) -> Trial:
         """Evaluate candidates until one fulfils the wish, or the time is up; returns the best. One that was trained and fulfils it is trained on,
@@ -125,7 +128,8 @@ class Search:
         lanes = [lane for report in reports for lane in report.lanes if lane.lane in names and lane.metrics]
         judged = [(lane.lane, (lane.untruncated or lane.metrics)[0]) for lane in lanes]
         metric = [self.wish.metric_miss(lane, result.drop, result.reference) for lane, result in judged]
-        return [miss.words for miss in chosen.misses if miss.limit != "metric" or not judged] + [miss.words for miss in metric if miss is not None]
+        found = [miss.words for miss in chosen.misses if miss.limit != "metric" or not judged] + [miss.words for miss in metric if miss is not None]
+        return list(dict.fromkeys(found))
 
     @property
     def pareto(self) -> list[Trial]:
@@ -202,7 +206,7 @@ class Search:
         seconds = TRYING * self._left() / (len(shortlist) + 2)
         for candidate in self._worth_a_try(shortlist):
             epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
-            if self._left() < epochs * rate * candidate.compute + self._evaluating:
+            if self._left() < self._shaping + epochs * rate * candidate.compute + self._evaluating:
                 self.refused.append(f"training {candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
                 break
             scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
@@ -212,9 +216,12 @@ class Search:
         # How far the answers are from the original's is known far better than how many of them are right.
         self.scouts.sort(key=lambda scout: scout.loss)
         for scout in self.scouts:
-            if any(trial.candidate.differs_by_training(scout.candidate) for trial in self.trials):
+            if any(trial.candidate.has_the_shape_of(scout.candidate) for trial in self.trials):
                 continue  # too large or too slow, however it is trained
+            tried = len(self.trials)
             self._try(scout.candidate)
+            if len(self.trials) == tried:
+                continue  # it can't be made
             if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
                     self._train_on(scout)
@@ -293,8 +300,10 @@ class Search:
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
         # What was stored took its time too, when it was made.
         names = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values()}
-        seconds = sum(entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS | FITTING_STEPS)
-        self._evaluating = seconds / self.limits.jobs
+        seconds = {node: entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS}
+        shaping = sum(spent for node, spent in seconds.items() if names[node] in SHAPING_STEPS)
+        self._shaping = max(self._shaping, shaping)
+        self._evaluating = (sum(seconds.values()) - shaping) / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)
         return not trial.misses

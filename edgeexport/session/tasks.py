@@ -58,7 +58,7 @@ def output_names(task: str, pooling: str | None) -> tuple[str, ...]:
 
 
 def numbers(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> np.ndarray:
-    """The numbers of one example that are compared between lanes: float32 [positions, values], padding left out."""
+    """The numbers of one example that are compared between lanes: float32 [positions, values], those of each word where words are answered."""
     count = len(encoded.ids)
     if head.task in {"feature-extraction", "sentence-similarity"}:
         if "token_embeddings" in outputs:
@@ -67,7 +67,7 @@ def numbers(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> n
     if head.task == "text-classification":
         return outputs["logits"]
     if head.task == "token-classification":
-        return outputs["logits"][0, :count]
+        return np.asarray(outputs["logits"][0, first_tokens(encoded)])
     if head.task == "question-answering":
         return np.stack([outputs["start_logits"][0, :count], outputs["end_logits"][0, :count]], axis=1)
     logits = outputs["logits"][0, mask_positions(spec, encoded)]

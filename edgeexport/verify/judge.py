@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from edgeexport.verify.audit import audit_checks
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.lane_report import LaneReport, SpeedReport
 from edgeexport.verify.metrics import MetricResult, compare, metric_check
-from edgeexport.verify.parity import largest_difference, parity_checks
+from edgeexport.verify.parity import VECTOR_TASKS, largest_difference, parity_checks
 
 # Two runs of the same model on different machines differ in the last bits even in float32.
 FLOAT_TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     distance = None
     data = question.datasets.get(question.labelled)
     if data is not None:
-        distance = mean_distance(question.original[data.name], answers[data.name])
+        distance = mean_distance(question.task, question.original[data.name], answers[data.name])
         metrics, uncut = lane_metrics(question.task, data, question.labels, question.original, answers)
     checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled=data is not None))
     checks += budget_checks(question, target, model.bytes, speed, how)
@@ -154,9 +154,19 @@ def relative_distances(reference: Answers, lane: Answers) -> list[float]:
     return [distance if np.isfinite(distance) else np.inf for distance in found]
 
 
-def mean_distance(reference: Answers, lane: Answers) -> float:
-    """Mean over the texts of the relative distance: 0 where all is the same, 1 for a text of which nothing is left."""
-    return float(np.mean(np.minimum(relative_distances(reference, lane), 1.0)))
+def mean_distance(task: Task, reference: Answers, lane: Answers) -> float:
+    """Mean over the texts of the relative distance: 0 where all is the same, 1 for a text of which nothing is left.
+
+    Between models that cut words into other tokens, too: vectors of tokens are compared by their mean, and where one of them cuts more off a text,
+    the words that both have read.
+    """
+    def alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return one.mean(axis=0, keepdims=True) if task in VECTOR_TASKS else one[:len(other)]
+
+    pairs = list(zip(reference.numbers, lane.numbers, strict=True))
+    one, other = (replace(answers, numbers=[alike(*pair) for pair in each])
+                  for answers, each in ((reference, pairs), (lane, [(b, a) for a, b in pairs])))
+    return float(np.mean(np.minimum(relative_distances(one, other), 1.0)))
 
 
 def scope(checks: Sequence[Check], verdict: Verdict, host_isa: str, device_isa: str, host: str) -> str:

@@ -3,9 +3,10 @@
     .venv/bin/python scripts/benchmarks/compression.py [RECIPE] [--target raspberrypi] [--rounds N]
 
 RECIPE has a `[compress]` section with pruning and distillation, such as `edgeexport tune` writes; the default is the demo's. Its parts are
-built one after another: the original in float32, INT8 alone, pruned, pruned and distilled, and all of the section; each of the latter in the
-lane's own INT8. Latencies are medians of rounds that go through all models of a lane in turn, in one process of its runtime's environment; the
-range beside a speed-up is that of the rounds' own ratios, from their 5th to their 95th percentile.
+built one after another: the original in float32, INT8 alone, pruned, the same with what is left fitted to the original's hidden states, the same
+distilled, and all of the section; each of the latter in the lane's own INT8. Latencies are medians of rounds that go through all models of a
+lane in turn, in one process of its runtime's environment; the range beside a speed-up is that of the rounds' own ratios, from their 5th to their
+95th percentile.
 """
 
 import argparse
@@ -55,7 +56,8 @@ def recipes(recipe, target):
     if section.prune is None or section.distill is None:
         sys.exit("The recipe's [compress] needs prune and distill: `edgeexport tune` writes one.")
     float32 = {lane.name: Precision(preset="float32") for lane in target.lanes}
-    sections = {"INT8 alone": CompressSection(), "pruned": CompressSection(prune=section.prune),
+    sections = {"INT8 alone": CompressSection(), "pruned": CompressSection(prune=section.prune, reconstruct=False),
+                "pruned, fitted": CompressSection(prune=section.prune),
                 "pruned, distilled": CompressSection(prune=section.prune, distill=section.distill), "all": section}
     original = recipe.model_copy(update={"compress": CompressSection(), "precision": recipe.precision.model_copy(update={"lanes": float32})})
     return {"original": original} | {name: recipe.model_copy(update={"compress": value}) for name, value in sections.items()}

@@ -14,7 +14,7 @@ from architectures import TOLERANCE, spread, texts_for
 from compressed import answers_of, assert_exports_equally, data_for, evidence, model_of, rows_for, weights_of
 from edgeexport.converters._examples import collate, read_examples
 from edgeexport.converters._task_model import load_model
-from edgeexport.converters.measure_channels import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS, elimination
+from edgeexport.converters.measure_channels import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS, ROUNDS, elimination
 from edgeexport.converters.prune_channels import choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -397,6 +397,21 @@ def test_channels_go_in_the_order_in_which_the_rest_can_stand_in_for_them(channe
         losses = {each: loss_without(weights, inputs, gradients, [*found[:number], each], width) for each in left}
         assert min(losses, key=lambda each: losses[each]) == found[number]
     assert sorted(found) == list(range(channels))
+
+
+@pytest.mark.parametrize("channels", [ROUNDS - 1, 2 * ROUNDS + 8])
+def test_of_many_channels_several_go_at_once(channels: int) -> None:
+    random = np.random.default_rng(6)
+    inputs = random.normal(size=(3 * channels, channels))
+    weights, gradients = random.normal(size=(channels, 5)), random.normal(size=(40, 5))
+    order = elimination(weights, inputs.T @ inputs, gradients.T @ gradients, 1)
+    assert sorted(order.tolist()) == list(range(channels))
+    # What goes last is what would cost most to lose, for the most part: with inputs this different, little can stand in for anything.
+    metric = gradients.T @ gradients
+    metric += DAMPING_OF_GRADIENTS * np.mean(np.diag(metric)) * np.eye(5)
+    alone = np.einsum("ij,jk,ik->i", weights, metric, weights)
+    half = channels // 2
+    assert len(set(order[half:].tolist()) & set(np.argsort(alone)[half:].tolist())) > 0.8 * half
 
 
 def test_what_says_the_same_can_go() -> None:

@@ -238,4 +238,15 @@ def test_distances_are_relative_and_infinite_where_they_are_no_numbers() -> None
     assert found == pytest.approx([0, 1, np.inf, np.inf, np.inf])
     assert not max(found) <= 1.0
     # What can't be compared counts as a text of which nothing is left.
-    assert mean_distance(of([3, 4], [3, 4], [3, 4]), of([3, 5], [3, np.nan], [-3, -4])) == pytest.approx((0.2 + 1 + 1) / 3)
+    assert mean_distance(Task.TEXT_CLASSIFICATION, of([3, 4], [3, 4], [3, 4]), of([3, 5], [3, np.nan], [-3, -4])) == pytest.approx((0.2 + 1 + 1) / 3)
+
+
+def test_a_distance_between_models_that_cut_words_in_another_way() -> None:
+    def of(*rows: list[float]) -> Answers:
+        return Answers([np.array(rows)], [[]], [1], [False])
+
+    three, two = of([1, 0], [0, 1], [3, 4]), of([1, 0], [0, 1])
+    # One of them read fewer words of the text, or made other tokens of it.
+    assert mean_distance(Task.TOKEN_CLASSIFICATION, three, two) == mean_distance(Task.TOKEN_CLASSIFICATION, two, three) == 0
+    assert mean_distance(Task.FEATURE_EXTRACTION, of([2, 0], [0, 2]), of([1, 1])) == 0
+    assert mean_distance(Task.FEATURE_EXTRACTION, of([2, 0], [0, 2]), of([0, 0])) == 1
