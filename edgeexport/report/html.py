@@ -1,35 +1,27 @@
 """The report as a page: one self-contained file that asks for nothing from anywhere.
 
-The template draws; what is a number, a place in a plot or a sentence is worked out here.
+The template draws; what is a sentence or a row of a table is worked out here.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import itertools
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
-from edgeexport.report.model import CompressionReport, Report, SearchReport
+from edgeexport.report.charts import interval_plot, latency_chart, search_chart, size_bars
+from edgeexport.report.model import CompressionReport, Report
+from edgeexport.report.numbers import NBSP, amount, check_figure, estimate_figure, fixed, megabytes, percent, plain, three_digits, unit
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport
 
 TEMPLATE = "report.html.jinja"
 NOT_MEASURED = "not measured"
-MINUS = "\N{MINUS SIGN}"
-NBSP = "\N{NO-BREAK SPACE}"
-
-# So many digits at most: more say nothing of a text model, and a rounding that would land on the bound gets more up to here.
-DECIMALS_MAX = 6
-
-# What is nearer to zero is the rounding of a difference of equal numbers.
-NOISE = 1e-12
 
 # Titles of the text spec's and the model's keys; a key that is not here shows under its own name.
 TEXT_TITLES = {
@@ -44,306 +36,6 @@ MODEL_TITLES = {
     "labels": "Labels",
 }
 LABELS_SHOWN = 24
-
-
-# --- numbers -------------------------------------------------------------------------------------------------------------------------
-
-
-def fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals; what is not zero never shows as zero."""
-    if not math.isfinite(value):
-        return "undefined" if math.isnan(value) else f"{MINUS if value < 0 else ''}∞"
-    text = f"{abs(value):,.{decimals}f}"
-    if abs(value) < NOISE:
-        return text
-    if not float(text.replace(",", "")):
-        return f"{'>' if value < 0 else '<'}{MINUS if value < 0 else ''}{10 ** -decimals:.{decimals}f}"
-    return f"{MINUS if value < 0 else ''}{text}"
-
-
-def plain(value: float) -> str:
-    """A bound or another number that somebody chose: as it was written, without an exponent."""
-    return fixed(value, next((d for d in range(DECIMALS_MAX) if math.isclose(round(value, d), value)), DECIMALS_MAX))
-
-
-def three_digits(largest: float) -> int:
-    """Decimals with which `largest` has three digits; those of a column, so that it lines up."""
-    return min(4, max(0, 2 - math.floor(math.log10(largest)))) if 0 < largest < math.inf else 0
-
-
-def amount(value: float) -> str:
-    """A measured amount with three digits."""
-    return fixed(value, three_digits(abs(value)))
-
-
-def decimals_for(estimate: Estimate, bound: float | None = None, least: int = 3) -> int:
-    """Decimals that an interval's width deserves, and enough that no end falls on the bound by rounding."""
-    width = estimate.high - estimate.low
-    decimals = math.ceil(0.5 - math.log10(width)) if math.isfinite(width) and width > 0 else 0
-    return apart((estimate.value, estimate.low, estimate.high), bound, min(max(decimals, least), DECIMALS_MAX - 1))
-
-
-def apart(values: Sequence[float], bound: float | None, decimals: int) -> int:
-    """So many decimals or more, such that a number on one side of the bound does not read as the bound itself."""
-    if bound is None:
-        return decimals
-    while decimals < DECIMALS_MAX and any(value != bound and round(value, decimals) == round(bound, decimals) for value in values):
-        decimals += 1
-    return decimals
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure as text: the value, and its interval where it has one."""
-
-    value: str
-    interval: str = ""
-
-
-def estimate_figure(estimate: Estimate, bound: float | None = None, least: int = 3) -> Figure:
-    """An estimate as value and ``[low, high]``."""
-    decimals = decimals_for(estimate, bound, least)
-    return Figure(fixed(estimate.value, decimals), f"[{fixed(estimate.low, decimals)}, {fixed(estimate.high, decimals)}]")
-
-
-def check_figure(check: Check) -> Figure | None:
-    """A check's figure without its unit; None where it has none."""
-    if check.figure is None:
-        return None
-    if isinstance(check.figure, Estimate):
-        return estimate_figure(check.figure, check.bound)
-    decimals = 3 if check.unit in ("", "x") else three_digits(abs(check.figure))
-    return Figure(fixed(check.figure, apart((check.figure,), check.bound, decimals)))
-
-
-def unit(check: Check) -> str:
-    """The unit, to be put after a number."""
-    if check.unit.split(" ")[0] == "x":
-        return f"×{check.unit[1:]}"
-    return f"{NBSP}{check.unit}" if check.unit else ""
-
-
-def megabytes(count: float) -> str:
-    """Bytes in MB of 10^6 bytes, without the unit."""
-    return amount(count / 1e6)
-
-
-def percent(share: float) -> str:
-    """A share, with the sign."""
-    decimals = 0 if share in (0, 1) else 1
-    return f"{fixed(100 * share, decimals)}{NBSP}%"
-
-
-# --- plots ---------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class IntervalPlot:
-    """A figure against its bound, which lies in the middle; right of it is what keeps the bound, whatever the relation.
-
-    Attributes:
-        dot: where the figure is, in percent of the width.
-        low: where its interval begins, seen from the left; None without an interval.
-        high: where that ends.
-        edge: where the figure's range ends on the right.
-        ends: the numbers at the left end and at `edge`.
-        bound: the number in the middle.
-    """
-
-    dot: float
-    low: float | None
-    high: float | None
-    edge: float
-    ends: tuple[str, str]
-    bound: str
-
-
-def interval_plot(check: Check) -> IntervalPlot | None:
-    """The plot of a check; None where there is no figure or no bound.
-
-    The width is that of the figure's own range (up to 1 for a share, down to 0 for an amount), so that plots of the same figure compare;
-    it is wider where the figure is far out, and narrower where it is so near that its side could not be seen.
-    """
-    if check.figure is None or check.bound is None:
-        return None
-    figure, bound = check.figure, check.bound
-    numbers = [figure.low, figure.value, figure.high] if isinstance(figure, Estimate) else [float(figure)]
-    reach = max((abs(number - bound) for number in numbers if math.isfinite(number)), default=0.0)
-    # The best that the figure can be; None where it has no end, such as a drop, which may be a gain.
-    best = None
-    if check.relation == ">=" and 0 < bound < 1 and max(numbers) <= 1:
-        best = 1.0
-    elif check.relation == "<=" and bound > 0 and min(numbers) >= 0:
-        best = 0.0
-    natural = abs(bound) if best is None else abs(best - bound)
-    # A whisker needs more room than a dot before its side of the line can be seen.
-    near = natural / (6 if isinstance(figure, Estimate) else 30)
-    half = (natural if near < reach <= natural else rounded_up(1.1 * reach)) or natural or 1.0
-    sign = 1 if check.relation == ">=" else -1
-
-    def place(number: float) -> float:
-        return 50.0 if math.isnan(number) else min(100.0, max(0.0, 50 + 50 * sign * (number - bound) / half))
-
-    left, right = bound - sign * half, bound + sign * half
-    if best is not None and half > natural:
-        right = best
-    decimals = min(DECIMALS_MAX, max(0, 1 - math.floor(math.log10(half))))
-    low = high = None
-    if isinstance(figure, Estimate):
-        low, high = sorted((place(figure.low), place(figure.high)))
-    ends = plain(round(left, decimals)), plain(round(right, decimals))
-    return IntervalPlot(place(numbers[len(numbers) // 2]), low, high, place(right), ends, plain(bound))
-
-
-def rounded_up(number: float) -> float:
-    """The next number above with one digit, such as 0.06 for 0.0513; 0 for 0."""
-    power = 10.0 ** math.floor(math.log10(number)) if number > 0 else 1.0
-    return math.ceil(number / power) * power
-
-
-@dataclass(frozen=True)
-class Point:
-    """A median latency: places in percent of width and height; the whisker ends at the 95th percentile."""
-
-    x: float
-    y: float
-    p95: float
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A lane's latency by length; `label_y` is where its name stands, apart from the other names."""
-
-    lane: str
-    style: int
-    points: tuple[Point, ...]
-    last: str
-    label_y: float
-
-
-@dataclass(frozen=True)
-class LatencyChart:
-    """Latency by length, both axes logarithmic: (place in percent, text) of each tick, and a curve per lane."""
-
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    curves: tuple[Curve, ...]
-
-
-def latency_chart(lanes: Sequence[LaneReport]) -> LatencyChart | None:
-    """The chart of all lanes with latencies; None where there are none."""
-    measured = [(number, lane.lane, lane.speed.latency_ms) for number, lane in enumerate(lanes) if lane.speed and lane.speed.latency_ms]
-    values = [value for _, _, latency in measured for times in latency.values() for value in times.values() if 0 < value < math.inf]
-    if not values:
-        return None
-    lengths = sorted({length for _, _, latency in measured for length in latency})
-    ticks = [base * 10.0 ** power for power in range(-4, 8) for base in (1, 2, 5)]
-    bottom = max(tick for tick in ticks if tick <= min(values))
-    top = min(tick for tick in ticks if tick >= max(values))
-
-    def x(length: float) -> float:
-        return 50.0 if len(lengths) == 1 else 100 * math.log(length / lengths[0]) / math.log(lengths[-1] / lengths[0])
-
-    def y(value: float) -> float:
-        return 50.0 if top == bottom else 100 - 100 * math.log(min(max(value, bottom), top) / bottom) / math.log(top / bottom)
-
-    curves = []
-    for number, lane, latency in measured:
-        points = tuple(Point(x(length), y(times["p50"]), y(times["p95"])) for length, times in sorted(latency.items()))
-        curves.append(Curve(lane, number % 6, points, amount(latency[max(latency)]["p50"]), points[-1].y))
-    kept = [tick for tick in ticks if bottom <= tick <= top]
-    if len(kept) > 9:
-        kept = [tick for tick in kept if math.isclose(math.log10(tick) % 1, 0, abs_tol=1e-9) or tick in (bottom, top)]
-    x_ticks = tuple((x(length), str(length)) for length in lengths)
-    return LatencyChart(x_ticks, tuple((y(tick), plain(tick)) for tick in kept), spread(curves))
-
-
-def spread(curves: Sequence[Curve], gap: float = 8.0) -> tuple[Curve, ...]:
-    """The curves with their names moved apart where they would overlap; from the top down, then back up from the bottom."""
-    order = sorted(curves, key=lambda curve: curve.label_y)
-    places = [curve.label_y for curve in order]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    places = [min(place, 100 - gap * (len(places) - 1 - i)) for i, place in enumerate(places)]
-    return tuple(Curve(curve.lane, curve.style, curve.points, curve.last, place) for curve, place in zip(order, places, strict=True))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A candidate of a search: places in percent of width and height, with the ends of its interval; how it is drawn, its number, and how
-    many pixels that stands to the right."""
-
-    number: int
-    x: float
-    y: float
-    low: float
-    high: float
-    style: str
-    label: int
-
-
-# Of width and height, in percent: nearer points would have their numbers on top of each other.
-CLOSE = 5
-
-
-@dataclass(frozen=True)
-class SearchChart:
-    """Quality by size: (place in percent, text) of each tick, the original's place, and the candidates."""
-
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    reference: float
-    candidates: tuple[Candidate, ...]
-
-
-def search_chart(search: SearchReport | None) -> SearchChart | None:
-    """The chart of a search; None where there was none."""
-    if search is None:
-        return None
-    sizes = [each.size_bytes / 1e6 for each in search.candidates]
-    qualities = [number for each in search.candidates for number in (each.metric.low, each.metric.high)] + [search.reference.value]
-    x_ends, y_ends = (0.0, rounded_up(max(sizes))), (math.floor(20 * min(qualities)) / 20, math.ceil(20 * max(qualities)) / 20)
-
-    def x(size: float) -> float:
-        return 100 * (size - x_ends[0]) / (x_ends[1] - x_ends[0])
-
-    def y(quality: float) -> float:
-        return 100 - 100 * (quality - y_ends[0]) / ((y_ends[1] - y_ends[0]) or 1.0)
-
-    candidates: list[Candidate] = []
-    for number, (each, size) in enumerate(zip(search.candidates, sizes, strict=True), 1):
-        place, height = x(size), y(each.metric.value)
-        near = sum(abs(other.x - place) < CLOSE and abs(other.y - height) < CLOSE for other in candidates)
-        candidates.append(Candidate(number, place, height, y(each.metric.low), y(each.metric.high),
-                                    "chosen" if each.chosen else "front" if each.front else "beaten", 13 + 14 * near))
-    steps = 4
-    x_ticks = tuple((100 * i / steps, plain(x_ends[1] * i / steps)) for i in range(steps + 1))
-    y_ticks = tuple((100 - 100 * i / steps, fixed(y_ends[0] + (y_ends[1] - y_ends[0]) * i / steps, 3)) for i in range(steps + 1))
-    return SearchChart(x_ticks, y_ticks, y(search.reference.value), tuple(candidates))
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A size: its name, MB, share of the longest bar in percent, and size relative to float32 where that is known."""
-
-    name: str
-    detail: str
-    megabytes: str
-    width: float
-    ratio: float | None
-    float32: bool = False
-
-
-def size_bars(report: Report) -> list[Bar]:
-    """A bar for the float32 weights, where the parameters are known, and one for each lane's files."""
-    whole = report.model.get("float32_bytes")
-    sizes = [(lane.lane, lane.precision or "", lane.size_bytes, lane.size_ratio) for lane in report.lanes if lane.size_bytes is not None]
-    longest = max([whole or 0, *(size for _, _, size, _ in sizes)]) or 1
-    bars = [Bar("float32 weights", "", megabytes(whole), 100 * whole / longest, None, float32=True)] if whole else []
-    return bars + [Bar(name, precision, megabytes(size), 100 * size / longest, ratio) for name, precision, size, ratio in sizes]
-
-
-# --- words ---------------------------------------------------------------------------------------------------------------------------
 
 
 def where(scope: str) -> str:
@@ -460,7 +152,7 @@ def compression_rows(found: CompressionReport) -> list[tuple[str, str]]:
         if kept:
             rows.append((title, ", ".join(map(str, kept))))
     if found.reconstruction is not None:
-        rows.append(("squared error of the last hidden states, when fitted", " → ".join(map(percent, found.reconstruction))))
+        rows.append(("squared error of the hidden states, when fitted", " → ".join(map(percent, found.reconstruction))))
     if found.training:
         history = found.training.get("history") or []
         rows.append(("training", f"{found.training['steps']:,} of {found.training['of']:,} steps"))

@@ -41,8 +41,8 @@ class CompressionReport(Model):
         heads: attention heads that each layer kept; empty where none was taken out.
         neurons: neurons that each feed-forward network kept; empty where none was taken out.
         coverage: data set → what the smaller vocabulary does to its texts.
-        reconstruction: squared error of the last hidden states, as a share of the original's squared length, before and after what is left was
-            fitted; None where it was not.
+        reconstruction: squared error of what the last layer comes to, as a share of the original's squared length, before and after what is left
+            was fitted, on texts that it was not fitted on; None where it was not.
         training: steps that were done and planned, and the loss on development data after some of them.
     """
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from edgeexport.report.html import amount, check_figure, fixed, interval_plot, latency_chart, plain, render_html, where
+from edgeexport.report.charts import interval_plot, latency_chart
+from edgeexport.report.html import render_html, where
 from edgeexport.report.model import CandidateReport, CompressionReport, DatasetReport, Report, ScoutReport, SearchReport, StepReport
+from edgeexport.report.numbers import amount, check_figure, fixed, plain
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport, SpeedReport
