@@ -40,6 +40,11 @@ class Original:
             options["return_token_type_ids"] = True
         return self.tokenizer(*texts, return_tensors="pt", truncation=cut, max_length=self.max_length, **options)
 
+    def firsts(self, text: str) -> list[int]:
+        """Positions of the first token of each word."""
+        words = self.tokens(text).word_ids()
+        return [i for i, word in enumerate(words) if word is not None and word != words[i - 1]]  # before the first word stands None
+
     def outputs(self, text: str, pair: str | None = None) -> dict[str, np.ndarray]:
         """The model's outputs by Transformers' names, each float32 [1, …]."""
         import torch
