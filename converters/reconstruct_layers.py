@@ -241,15 +241,17 @@ class Additions:
 
         there = collate(batch, self._objective.text)["attention_mask"].bool()
         found: dict[int, torch.Tensor] = {}
-        last = max(calls)
+        wanted, last = frozenset(calls), max(calls)
         seen = 0
         read: torch.Tensor
 
         def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            """What a linear module reads, before it is known whether its addition is wanted."""
             nonlocal read
             read = inputs[0]
 
         def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            """The sum, where it is wanted; after the last the run ends."""
             nonlocal seen
             if seen in wanted:
                 found[seen] = inputs[0][there]
@@ -259,7 +261,6 @@ class Additions:
                 raise Reached
             seen += 1
 
-        wanted = frozenset(calls)
         with ExitStack() as stack, torch.inference_mode():
             for module, norm in self._parts:
                 stack.callback(module.register_forward_pre_hook(note).remove)
