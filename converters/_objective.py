@@ -20,9 +20,11 @@ VECTORS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 # Softens the distribution over classes, so that what is unlikely counts too. Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the
 # knowledge in a neural network" (2015), section 2; 2 is what DistilBERT was trained with (V. Sanh and others, 2019).
 TEMPERATURE = 2.0
-# Of the cosines between the texts of a batch, as in contrastive training: neighbours count, far texts hardly. Source: sentence-transformers'
+# Of the cosines between texts, as in contrastive training: neighbours count, far texts hardly. Source: sentence-transformers'
 # MultipleNegativesRankingLoss, scale 20.
 SIMILARITY_SCALE = 20.0
+# The cosine above which two vectors are those of one text; float32 and another order of sums change it by less.
+THE_SAME = 0.999
 
 
 def has_one_class(spec: Spec) -> bool:
@@ -117,18 +119,24 @@ class Objective:
             return TEMPERATURE**2 * functional.kl_div(other, given, log_target=True, reduction="batchmean")
         return torch.mean((answers - wanted) ** 2)
 
-    def similarity_distance(self, vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """How far the similarities within a batch are from those of another model's vectors: divergence of the distributions over neighbours."""
-        import torch
+    def similarity_distance(self, vectors: torch.Tensor, wanted: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """How far vectors are from having the neighbours that another model's vectors have: divergence of the distributions over other texts.
+
+        The other texts are vectors of the other model too, so that there can be as many of them as memory holds: neighbours that a batch has by
+        chance are few, and far. Source: Z. Wu and others, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018),
+        section 3.1, for a memory of vectors; here it is the teacher's, and never old.
+
+        Args:
+            vectors: float32 [rows, width].
+            wanted: the other model's for the same rows.
+            others: its vectors of other texts, of length 1, float32 [others, width].
+        """
         from torch.nn import functional
 
-        found = []
-        for each in (vectors, wanted):
-            unit = functional.normalize(each, dim=-1)
-            scores = SIMILARITY_SCALE * unit @ unit.T
-            itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)  # nearest to each text is the text
-            found.append(functional.log_softmax(scores.masked_fill(itself, -1e4), dim=-1))
-        return functional.kl_div(found[0], found[1], log_target=True, reduction="batchmean")
+        found, theirs = (functional.normalize(each, dim=-1) @ others.T for each in (vectors, wanted))
+        itself = theirs > THE_SAME  # nearest to each text is the text
+        scores = (functional.log_softmax((SIMILARITY_SCALE * each).masked_fill(itself, -1e4), dim=-1) for each in (found, theirs))
+        return functional.kl_div(next(scores), next(scores), log_target=True, reduction="batchmean")
 
     def error(self, answers: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor | None:
         """Cross entropy of the labelled examples; None where none is labelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from edgeexport.errors import CheckpointError, DataError
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES
-from ._examples import Example, by_length, read_examples
+from ._examples import Example, by_length, evenly, read_examples
 from ._fake_quantization import rounded
 from ._objective import VECTORS, Objective, has_one_class
 from ._processes import process_count, run_processes, serve, tell
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EVALUATION_BATCH = 32
+# Of the teacher's vectors, how many each of the student's is compared with: 2 % of what a step of a model of 4 million weights costs.
+NEIGHBOURS = 4096
 
 
 class Distill(Step):
@@ -39,7 +42,7 @@ class Distill(Step):
 
     Attributes:
         answers: weight of the distance of the answers: vectors, or distributions over classes.
-        similarities: of vectors, weight of the distance of the similarities within a batch.
+        similarities: of vectors, weight of the distance of the similarities to the teacher's vectors of other texts.
         hidden: weight of the relative squared error of the hidden states, at tokens that both models have.
         relations: weight of the divergence of the attention relations of the last layers.
         labels: weight of the cross entropy of labelled examples.
@@ -167,6 +170,8 @@ class Lessons:
         self._objective = Objective(student.spec, read_text(student.path))
         self._teacher = TeacherOutputs(inputs["teacher"].path)
         self.examples = self._matched(read_examples(student, inputs["training"].path), self._teacher)
+        if step.similarities:
+            self._others = self._neighbours()
         self.development: list[Example] = []
         if "development" in inputs:
             self._judge = TeacherOutputs(inputs["development_teacher"].path)
@@ -185,6 +190,14 @@ class Lessons:
                             hint="compute the teacher's outputs on the same data")
         return found
 
+    def _neighbours(self) -> torch.Tensor:
+        """Vectors of the teacher, evenly spread over the training texts: float32 [vectors, width], of length 1."""
+        import numpy as np
+        import torch
+
+        vectors = np.concatenate([self._teacher[example.row].answers for example in evenly(self.examples, NEIGHBOURS)])
+        return torch.nn.functional.normalize(torch.from_numpy(vectors[::math.ceil(len(vectors) / NEIGHBOURS)]), dim=-1)
+
     def loss(self, model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
         """The weighted sum of what is to be learned from a batch."""
         import torch
@@ -200,7 +213,7 @@ class Lessons:
             if step.answers:
                 total = total + step.answers * objective.distance(answers[rows], wanted)
             if step.similarities:
-                total = total + step.similarities * objective.similarity_distance(answers[rows], wanted)
+                total = total + step.similarities * objective.similarity_distance(answers[rows], wanted, self._others.to(answers.device))
             error = objective.error(answers, batch) if step.labels else None
             if error is not None:
                 total = total + step.labels * error

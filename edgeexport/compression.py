@@ -49,7 +49,7 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         inputs = {"checkpoint": checkpoint, "training": _training(resolved, "compress.embeddings")}
         checkpoint = graph.must(f"factorize_embeddings[{section.embeddings.rank}]", factors, inputs)
     if section.prune is not None:
-        checkpoint = _prune(graph, resolved, section.prune, checkpoint)
+        checkpoint = _prune(graph, resolved, section.prune, original, checkpoint)
     if section.reconstruct and checkpoint != whole and "training" in resolved.datasets:
         checkpoint = graph.must("reconstruct_layers", make_step("reconstruct_layers"),
                                 {"checkpoint": checkpoint, "original": whole, "training": "@training"})
@@ -70,14 +70,18 @@ def _training(resolved: Resolved, key: str) -> str:
     return "@training"
 
 
-def _prune(graph: Graph, resolved: Resolved, section: PruneSection, checkpoint: str) -> str:
+def _prune(graph: Graph, resolved: Resolved, section: PruneSection, original: str, checkpoint: str) -> str:
+    """What counts in a model is measured on the original, whatever table of tokens the checkpoint has, so that all tables share it."""
+    measured = original
     if section.layers is not None:
         order = graph.must("measure_layers", make_step("measure_layers"),
-                           {"checkpoint": checkpoint, "training": _training(resolved, "compress.prune.layers")})
-        checkpoint = graph.must(f"drop_layers[{section.layers}]", make_step("drop_layers", layers=section.layers),
-                                {"checkpoint": checkpoint, "order": order})
+                           {"checkpoint": original, "training": _training(resolved, "compress.prune.layers")})
+        drop = make_step("drop_layers", layers=section.layers)
+        checkpoint = graph.must(f"drop_layers[{section.layers}]", drop, {"checkpoint": checkpoint, "order": order})
+        if section.heads < 1 or section.neurons < 1:
+            measured = graph.must(f"drop_layers[{section.layers}, to measure]", drop, {"checkpoint": original, "order": order})
     if section.heads < 1 or section.neurons < 1:
-        inputs = {"checkpoint": checkpoint}
+        inputs = {"checkpoint": measured}
         if section.importance == "gradient":
             inputs["training"] = _training(resolved, "compress.prune.importance")
         importance = graph.must("measure_channels", make_step("measure_channels", method=section.importance), inputs)

@@ -40,6 +40,8 @@ TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
 # What a shape takes once, however long it is then trained.
 SHAPING_STEPS = frozenset({"trim_vocabulary", "factorize_embeddings", "measure_layers", "drop_layers", "measure_channels", "prune_channels",
                            "reconstruct_layers"})
+# What is run again for the evaluation data; the rest of the winner is stored by then.
+JUDGING_STEPS = frozenset({"compute_reference", "measure_answers", "measure_speed"})
 
 
 @dataclass(frozen=True)
@@ -222,15 +224,18 @@ class Search:
             self._try(scout.candidate)
             if len(self.trials) == tried:
                 continue  # it can't be made
-            if self.trials[-1].has_the_shape or self._left() < 2 * self._evaluating:
+            if self.trials[-1].has_the_shape or self._left() < self._evaluating + self._judging:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
                     self._train_on(scout)
                 return
 
     def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
-        """The shortlist; then what came nearest with fewer tokens in place of fewer numbers for each, which serves texts of one field, but not those
-        full of names; and then with a lower learning rate."""
-        yield from shortlist
+        """The shortlist, deep ones first, until one is farther off than one before it; then what came nearest with fewer tokens in place of fewer
+        numbers for each, which serves texts of one field, but not those full of names; and then with a lower learning rate."""
+        for candidate in shortlist:
+            yield candidate
+            if self.scouts and self.scouts[-1].candidate != self._nearest:
+                break
         if self.scouts:
             other = self._outlook.with_another_table(self._nearest)
             if other is not None:
@@ -243,7 +248,7 @@ class Search:
 
     def _train_on(self, scout: Scout) -> None:
         """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""
-        epochs = round((self._left() - 2 * self._evaluating - scout.starting_seconds) / scout.epoch_seconds, 1)
+        epochs = round((self._left() - self._evaluating - self._judging - scout.starting_seconds) / scout.epoch_seconds, 1)
         if epochs > scout.candidate.epochs:
             self._try(scout.candidate.model_copy(update={"epochs": epochs}))
 
@@ -301,9 +306,9 @@ class Search:
         # What was stored took its time too, when it was made.
         names = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values()}
         seconds = {node: entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS}
-        shaping = sum(spent for node, spent in seconds.items() if names[node] in SHAPING_STEPS)
+        shaping, judging = (sum(spent for node, spent in seconds.items() if names[node] in steps) for steps in (SHAPING_STEPS, JUDGING_STEPS))
         self._shaping = max(self._shaping, shaping)
-        self._evaluating = (sum(seconds.values()) - shaping) / self.limits.jobs
+        self._evaluating, self._judging = (sum(seconds.values()) - shaping) / self.limits.jobs, judging / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)
         return not trial.misses

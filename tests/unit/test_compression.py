@@ -44,8 +44,7 @@ def test_the_order_is_vocabulary_table_layers_channels_training() -> None:
     nodes = plan.nodes
     assert nodes["trim_vocabulary"].inputs == {"checkpoint": "load_checkpoint", "training": "@training", "development": "@development"}
     assert nodes["factorize_embeddings[8]"].inputs == {"checkpoint": "trim_vocabulary", "training": "@training"}
-    assert nodes["drop_layers[3]"].inputs["checkpoint"] == "factorize_embeddings[8]"
-    assert nodes["measure_channels"].inputs["checkpoint"] == "drop_layers[3]"
+    assert nodes["drop_layers[3]"].inputs == {"checkpoint": "factorize_embeddings[8]", "order": "measure_layers"}
     assert nodes["prune_channels[0.5, 0.5]"].inputs["checkpoint"] == "drop_layers[3]"
     # What is left is fitted to the model with all of its parts that reads the same tokens.
     assert nodes["reconstruct_layers"].inputs == {"checkpoint": "prune_channels[0.5, 0.5]", "original": "trim_vocabulary", "training": "@training"}
@@ -54,6 +53,15 @@ def test_the_order_is_vocabulary_table_layers_channels_training() -> None:
     assert nodes["compute_teacher"].inputs == {"checkpoint": "load_checkpoint", "texts": "@training"}  # the original teaches
     assert nodes["export_onnx"].inputs == {"checkpoint": "distill"}
     assert plan.checkpoint == "distill"
+
+
+def test_all_tables_of_tokens_share_what_was_measured() -> None:
+    prune = {"layers": 3, "heads": 0.5, "neurons": 0.5}
+    tables: tuple[dict[str, Any], ...] = ({}, {"vocabulary": {"size": 500}}, {"embeddings": {"rank": 8}})
+    plans = [planned(prune=prune, **table) for table in tables]
+    for name in ("measure_layers", "measure_channels"):
+        assert len({plan.nodes[name].key for plan in plans}) == 1
+    assert [node for node in plans[0].nodes if node.startswith("drop_layers")] == ["drop_layers[3]"]
 
 
 @pytest.mark.parametrize(("sections", "fitted"), [

@@ -278,7 +278,7 @@ class Rehearsed(Search):
         super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
         self.distances, self.shapes, self.good = distances, shapes, good
         self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
-        self._evaluating = 60.0
+        self._evaluating, self._judging = 60.0, 25.0
 
     def _left(self) -> float:
         return self.wish.minutes * 60 - self.spent
@@ -318,7 +318,7 @@ def test_the_nearest_of_the_right_shape_gets_the_rest_of_the_time() -> None:
     assert [candidate.layers for candidate in found.tried] == [4, 3, 3]
     assert found.tried[1] in found.scouted
     assert found.tried[2].epochs > 3 * found.tried[1].epochs
-    assert -1 < found._left() - found._evaluating < 1  # the winner is evaluated once more
+    assert -1 < found._left() - found._judging < 1  # the winner is judged by the evaluation data, too
 
 
 def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
@@ -329,6 +329,11 @@ def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
     found = rehearse(distances, shapes, good=0.1, drop=0.025)
     assert [candidate.layers for candidate in found.tried] == [4, 4]
     assert found.tried[1].epochs > 3 * found.tried[0].epochs
+
+
+def test_where_fewer_layers_are_farther_off_still_fewer_are_not_tried() -> None:
+    found = rehearse({None: 0.1, 4: 0.2, 3: 0.05}, {None: True, 4: True, 3: True})
+    assert [candidate.layers for candidate in found.scouted] == [None, 4, None]
 
 
 def test_the_nearest_is_tried_with_fewer_tokens_and_a_lower_rate_too() -> None:
