@@ -90,8 +90,8 @@ class DistillSection(Model):
     quantization_aware: bool = Field(False, description="Compute with weights and activations rounded as static INT8 rounds them.")
     answers: float | None = Field(None, ge=0, description="The answers: vectors, or distributions over classes; default 1, and 4 where each word "
                                                           "has one.")
-    similarities: float | None = Field(None, ge=0, description="Similarities within a batch, for vectors; default 0.3 for them.")
-    hidden: float = Field(1.0, ge=0, description="Hidden states.")
+    similarities: float | None = Field(None, ge=0, description="Similarities to other texts, for vectors; default 0.1 for them.")
+    hidden: float | None = Field(None, ge=0, description="Hidden states; default 1, and 0.2 where answers are vectors.")
     hidden_after: tuple[float, ...] = Field((1.0,), min_length=1, description="After which shares of the layers hidden states are compared.")
     relations: float = Field(0.0, ge=0, description="Attention relations of the last layers.")
     labels: float | None = Field(None, ge=0, description="The labels of the training data; default 0.5 where there are some.")

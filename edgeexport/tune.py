@@ -34,7 +34,7 @@ from edgeexport.verify.lane_report import LaneReport
 TRAINING_COST = 3.5
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
-TRYING = 0.25
+TRYING = 0.15
 LEAST_EPOCHS = 0.5
 TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
 # What a shape takes once, however long it is then trained.
@@ -250,7 +250,7 @@ class Search:
         """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""
         epochs = round((self._left() - self._evaluating - self._judging - scout.starting_seconds) / scout.epoch_seconds, 1)
         if epochs > scout.candidate.epochs:
-            self._try(scout.candidate.model_copy(update={"epochs": epochs}))
+            self._try(scout.candidate.trained_for(epochs))
 
     def _scout(self, candidate: Candidate) -> Scout | None:
         """Train a candidate, without exporting it; None where it can't be made."""

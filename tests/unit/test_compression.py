@@ -95,13 +95,13 @@ def test_without_labels_the_original_itself_judges() -> None:
 
 
 @pytest.mark.parametrize(("task", "weights"), [
-    (Task.SENTENCE_SIMILARITY, (1.0, 0.3, 0.0)), (Task.TEXT_CLASSIFICATION, (1.0, 0.0, 0.5)), (Task.TOKEN_CLASSIFICATION, (4.0, 0.0, 0.5)),
-    (Task.QUESTION_ANSWERING, (1.0, 0.0, 0.0))])
+    (Task.SENTENCE_SIMILARITY, (1.0, 0.1, 0.2, 0.0)), (Task.TEXT_CLASSIFICATION, (1.0, 0.0, 1.0, 0.5)),
+    (Task.TOKEN_CLASSIFICATION, (4.0, 0.0, 1.0, 0.5)), (Task.QUESTION_ANSWERING, (1.0, 0.0, 1.0, 0.0))])
 def test_what_is_learned_depends_on_the_task(task: Task, weights: tuple[float, ...]) -> None:
-    names = ("answers", "similarities", "labels")
+    names = ("answers", "similarities", "hidden", "labels")
     step = planned(DATA, task, distill={}).nodes["distill"].step.model_dump()
     assert tuple(step[name] for name in names) == weights
-    chosen = (2.0, 0.1 if task is Task.SENTENCE_SIMILARITY else 0.0, 0.0)
+    chosen = (2.0, 0.3 if task is Task.SENTENCE_SIMILARITY else 0.0, 0.0, 0.0)
     given = planned(DATA, task, distill=dict(zip(names, chosen, strict=True))).nodes["distill"].step.model_dump()
     assert tuple(given[name] for name in names) == chosen
 
