@@ -133,10 +133,10 @@ class Objective:
         """
         from torch.nn import functional
 
-        found, theirs = (functional.normalize(each, dim=-1) @ others.T for each in (vectors, wanted))
-        itself = theirs > THE_SAME  # nearest to each text is the text
-        scores = (functional.log_softmax((SIMILARITY_SCALE * each).masked_fill(itself, -1e4), dim=-1) for each in (found, theirs))
-        return functional.kl_div(next(scores), next(scores), log_target=True, reduction="batchmean")
+        cosines = [functional.normalize(each, dim=-1) @ others.T for each in (vectors, wanted)]
+        itself = cosines[1] > THE_SAME  # nearest to each text is the text
+        found, theirs = (functional.log_softmax((SIMILARITY_SCALE * each).masked_fill(itself, -1e4), dim=-1) for each in cosines)
+        return functional.kl_div(found, theirs, log_target=True, reduction="batchmean")
 
     def error(self, answers: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor | None:
         """Cross entropy of the labelled examples; None where none is labelled."""

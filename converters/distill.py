@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EVALUATION_BATCH = 32
-# Of the teacher's vectors, how many each of the student's is compared with: 2 % of what a step of a model of 4 million weights costs.
+# Of the teacher's vectors, about how many each of the student's is compared with: 2 % of what a step of a model of 4 million weights costs.
 NEIGHBOURS = 4096
 
 
@@ -158,7 +158,13 @@ def prepare(model: PreTrainedModel, *, embeddings: bool) -> None:
 
 
 class Lessons:
-    """What a student is taught: examples with what the teacher makes of them."""
+    """What a student is taught: examples with what the teacher makes of them.
+
+    Attributes:
+        examples: to train on.
+        development: to be judged by.
+        neighbours: vectors of the teacher, where similarities to them are learned.
+    """
 
     def __init__(self, step: Distill, student: View, inputs: Mapping[str, View]) -> None:
         """Read the data and match them with the teacher's outputs.
@@ -171,7 +177,7 @@ class Lessons:
         self._teacher = TeacherOutputs(inputs["teacher"].path)
         self.examples = self._matched(read_examples(student, inputs["training"].path), self._teacher)
         if step.similarities:
-            self._others = self._neighbours()
+            self.neighbours = self._neighbours()
         self.development: list[Example] = []
         if "development" in inputs:
             self._judge = TeacherOutputs(inputs["development_teacher"].path)
@@ -191,12 +197,13 @@ class Lessons:
         return found
 
     def _neighbours(self) -> torch.Tensor:
-        """Vectors of the teacher, evenly spread over the training texts: float32 [vectors, width], of length 1."""
+        """Vectors of the teacher, evenly spread over the training texts and their tokens: float32 [vectors, width], of length 1."""
         import numpy as np
         import torch
 
-        vectors = np.concatenate([self._teacher[example.row].answers for example in evenly(self.examples, NEIGHBOURS)])
-        return torch.nn.functional.normalize(torch.from_numpy(vectors[::math.ceil(len(vectors) / NEIGHBOURS)]), dim=-1)
+        texts = [self._teacher[example.row].answers for example in evenly(self.examples, NEIGHBOURS)]  # mapped, not read
+        step = math.ceil(sum(map(len, texts)) / NEIGHBOURS)
+        return torch.nn.functional.normalize(torch.from_numpy(np.concatenate([vectors[::step] for vectors in texts])), dim=-1)
 
     def loss(self, model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
         """The weighted sum of what is to be learned from a batch."""
@@ -213,7 +220,7 @@ class Lessons:
             if step.answers:
                 total = total + step.answers * objective.distance(answers[rows], wanted)
             if step.similarities:
-                total = total + step.similarities * objective.similarity_distance(answers[rows], wanted, self._others.to(answers.device))
+                total = total + step.similarities * objective.similarity_distance(answers[rows], wanted, self.neighbours.to(answers.device))
             error = objective.error(answers, batch) if step.labels else None
             if error is not None:
                 total = total + step.labels * error

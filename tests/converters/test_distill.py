@@ -164,6 +164,27 @@ def test_each_part_of_the_loss(zoo: Zoo, case: Case, trimmed: bool) -> None:
     assert min(parts) > 1e-4
 
 
+@pytest.mark.parametrize("case", [EMBEDDER, Case("roberta", Task.FEATURE_EXTRACTION)], ids=str)
+def test_neighbours_are_of_all_texts_and_not_more_than_memory_holds(zoo: Zoo, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tokens have vectors, a text has many."""
+    inputs = taught(zoo, zoo.loaded(case), changed(zoo, case), data_for(zoo, case, ASKED))
+    step = find_step("distill")(epochs=1, similarities=1.0)
+    everything = Lessons(step, inputs["student"], inputs).neighbours
+    texts = len(Lessons(step, inputs["student"], inputs).examples)
+    monkeypatch.setattr("edgeexport.converters.distill.NEIGHBOURS", texts)
+    some = Lessons(step, inputs["student"], inputs).neighbours
+    assert len(everything) > texts or case is EMBEDDER
+    assert texts <= len(some) <= 2 * texts
+    assert torch.allclose(some.norm(dim=-1), torch.ones(len(some)))
+    assert (some @ everything.T).max(dim=-1).values.min() > 0.9999
+
+
+def test_a_single_text_has_no_neighbours_to_differ_in(zoo: Zoo) -> None:
+    inputs = taught(zoo, zoo.loaded(EMBEDDER), changed(zoo, EMBEDDER), data_for(zoo, EMBEDDER, ASKED[:1]))
+    assert loss_of(inputs, similarities=1.0) == 0.0
+    assert loss_of(inputs, answers=1.0) > 0
+
+
 @pytest.mark.parametrize("case", [CLASSIFIER, TAGGER], ids=str)
 def test_labels(zoo: Zoo, case: Case) -> None:
     """Cross entropy of the labelled rows; those without a label do not count."""
