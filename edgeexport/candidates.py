@@ -7,7 +7,6 @@ which others should fulfil the wish.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -252,29 +251,49 @@ class Trial(Model):
         return min(min(lane.speedup.values()) for lane in self.lanes)
 
 
+class Timing(Model):
+    """How fast a candidate is that is too far from the original to be of use, since speed does not depend on training.
+
+    Attributes:
+        candidate: what was timed.
+        speedup: lane → length in tokens → how many times as fast as float32.
+    """
+
+    candidate: Candidate
+    speedup: dict[str, dict[int, float]]
+
+    @property
+    def least(self) -> float:
+        """Of the slowest lane at its slower length."""
+        return min(min(lane.values()) for lane in self.speedup.values())
+
+
 @dataclass(frozen=True)
 class Outlook:
-    """What measured trials tell of candidates that nobody has tried.
+    """What is measured tells of candidates that nobody has tried.
 
     Attributes:
         wish: what is wanted.
         shape: of the original: ``parameters``, ``vocabulary``, ``embedding_width``, ``layers``, ``layer_parameters``; 0 where it is not known.
-        trials: those that were measured; the first is the whole model, in the precisions that all others have too.
+        whole: the whole model, in the precisions that all candidates have too.
+        timing: of a narrow model; None where that was not timed.
     """
 
     wish: Wish
     shape: dict[str, int]
-    trials: Sequence[Trial]
+    whole: Trial
+    timing: Timing | None = None
 
     def untrained(self) -> list[Candidate]:
-        """Candidates that need no training: a smaller table of tokens, or fewer of them; where speed is wanted, a narrow model, whose speed tells
-        that of others."""
-        if not self._is_known:
+        """Candidates that need no training and may be good enough: a smaller table of tokens, or fewer of them. Neither makes a model faster."""
+        if self.wish.for_speed or not self._is_known:
             return []
-        if self.wish.for_speed:
-            return [self._sized(self.shape["layers"], TIMED_WIDTH)]
         whole = self._sized(self.shape["layers"], 1.0)
         return [found for found in (self._with_lower_rank(whole), self._with_fewer_tokens(whole)) if found is not None and found != whole]
+
+    def to_time(self) -> Candidate | None:
+        """A narrow model, whose speed tells that of others; None where speed is not wanted."""
+        return self._sized(self.shape["layers"], TIMED_WIDTH) if self.wish.for_speed and self._is_known else None
 
     def structures(self) -> list[Candidate]:
         """What to train: for each number of layers the widest that should fulfil the wish, first with a smaller table of tokens and then with a
@@ -304,14 +323,14 @@ class Outlook:
         that a prediction errs on the safe side."""
         if self.wish.max_size_mb is None:
             return math.inf
-        return self.wish.max_size_mb * 1e6 - (self.trials[0].size - self.shape["parameters"])
+        return self.wish.max_size_mb * 1e6 - (self.whole.size - self.shape["parameters"])
 
     def _sized(self, layers: int, width: float) -> Candidate:
         """A candidate of so many layers, each of a share of its heads and neurons."""
         # Heads and neurons scale what lies in attention and in feed-forward networks alike.
         compute, inside = layers / self.shape["layers"] * width, self.shape["layer_parameters"]
         return Candidate(layers=layers if layers < self.shape["layers"] else None, width=width, compute=compute,
-                         precisions=self.trials[0].candidate.precisions, parameters=self.shape["parameters"] - inside + round(inside * compute))
+                         precisions=self.whole.candidate.precisions, parameters=self.shape["parameters"] - inside + round(inside * compute))
 
     def _with_lower_rank(self, candidate: Candidate) -> Candidate | None:
         """The same with as many numbers for each token as fit; None where these are too few."""
@@ -349,15 +368,14 @@ class Outlook:
         A layer takes a time that stays and one that goes with its width; two measured models, of full width and of another, tell both. All
         times are shares of what the original takes in float32.
         """
-        whole, narrow = self.trials[0], next((trial for trial in self.trials if trial.candidate.layers is None and trial.candidate.width < 1), None)
         widest = math.inf
-        for number, lane in enumerate(whole.lanes):
+        for lane in self.whole.lanes:
             wanted = self.wish.speedup(lane.lane)
             for length, speedup in lane.speedup.items():
                 if wanted is None:
                     continue
                 full = slope = 1 / speedup
-                if narrow is not None:
-                    slope = max(1e-9, full - 1 / narrow.lanes[number].speedup[length]) / (1 - narrow.candidate.width)
+                if self.timing is not None and lane.lane in self.timing.speedup:
+                    slope = max(1e-9, full - 1 / self.timing.speedup[lane.lane][length]) / (1 - self.timing.candidate.width)
                 widest = min(widest, (1 / (SPEED_MARGIN * wanted * depth) - (full - slope)) / slope)
         return widest

@@ -1,58 +1,65 @@
 """Search for the smallest, fastest model that is still good enough. Each candidate is a recipe, and evaluating it is running its plan.
 
-Cheap candidates come first: INT8 alone, in each precision that is asked for, then what needs no training. From these it is known how bytes
-and milliseconds go with the shape, so that for each number of layers the widest model that should fulfil the wish is trained for a short time;
-what comes nearest to the original is tried with another table of tokens and at a lower learning rate too, and the best is trained for the rest
-of the time. Everything that two candidates share is done once. What chooses are the development data; the evaluation data are read once, for the
-winner.
+Cheap candidates come first: INT8 alone, in each precision that is asked for, then what needs no training, or where speed is wanted a narrow model
+that is timed and nothing else. From these it is known how bytes and milliseconds go with the shape, so that for each number of layers the widest
+model that should fulfil the wish is trained for a short time; what comes nearest to the original is tried with another table of tokens and at a
+lower learning rate too, and the best is trained for the rest of the time. Where there is time for one training alone, the deepest gets it all.
+Everything that two candidates share is done once. What chooses are the development data; the evaluation data are read once, for the winner.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tomli_w
 
 from edgeexport.artifact import Task
-from edgeexport.candidates import GENTLE_RATE, Candidate, LaneTrial, Outlook, Trial, Wish
+from edgeexport.candidates import GENTLE_RATE, Candidate, LaneTrial, Outlook, Timing, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.policy import PRESETS
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Precision, Recipe
-from edgeexport.report.model import CandidateReport, Report, ScoutReport, SearchReport
+from edgeexport.report.model import CandidateReport, Report, ScoutReport, SearchReport, TimedReport
+from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.store import Entry
-from edgeexport.verify.lane_report import LaneReport
+from edgeexport.verify.lane_report import LaneReport, SpeedReport
 
-# A text's training step costs forward and backward; an inference forward alone, in larger batches.
-TRAINING_COST = 3.5
+# An epoch's time, in that which the original takes to read the texts once: what goes with the size of what is trained, forward and backward, and
+# what does not. An NER model of a quarter of its multiply-accumulates took 1.21 times as long, one of a third of them 1.5 times.
+TRAINING_COST = 3.0
+READING_COST = 0.5
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
 TRYING = 0.15
 LEAST_EPOCHS = 0.5
+# Evaluating what was trained for a short time can end the search early; it is worth no more than this share of the time that is left.
+LOOKING = 0.15
 TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
+# What all shapes share.
+MEASURING_STEPS = frozenset({"measure_layers", "measure_channels"})
 # What a shape takes once, however long it is then trained.
-SHAPING_STEPS = frozenset({"trim_vocabulary", "factorize_embeddings", "measure_layers", "drop_layers", "measure_channels", "prune_channels",
-                           "reconstruct_layers"})
+SHAPING_STEPS = frozenset({"trim_vocabulary", "factorize_embeddings", "drop_layers", "prune_channels", "reconstruct_layers"})
 # What is run again for the evaluation data; the rest of the winner is stored by then.
 JUDGING_STEPS = frozenset({"compute_reference", "measure_answers", "measure_speed"})
 
 
 @dataclass(frozen=True)
 class Scout:
-    """A candidate that was trained for a short time.
+    """A candidate that was trained for a short time, or is ready to be trained.
 
     Attributes:
         candidate: the candidate.
-        loss: on the development data, which is how far its answers are from the original's.
-        starting_seconds: before training began.
-        epoch_seconds: that an epoch took.
+        loss: on the development data, which is how far its answers are from the original's; infinite where it was not trained yet.
+        starting_seconds: before training begins.
+        epoch_seconds: that an epoch takes.
     """
 
     candidate: Candidate
@@ -74,7 +81,8 @@ class Search:
         presets: precisions to try in place of the lanes' own.
         precisions: lane → the preset that was best for it, where that is not its own.
         trials: what was evaluated, in order.
-        scouts: what was trained for a short time, the nearest to the original first.
+        timing: of the narrow model that was timed.
+        scouts: what was trained for a short time.
         refused: candidates that can't be made, with the reason.
     """
 
@@ -86,6 +94,7 @@ class Search:
     presets: Sequence[str] = ()
     precisions: dict[str, str] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
+    timing: Timing | None = None
     scouts: list[Scout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     _shaping: float = field(default=0.0, init=False)
@@ -100,8 +109,8 @@ class Search:
         """
         self._begun = time.monotonic()
         for stage in (self._whole, self._mixed, lambda: self._outlook.untrained()):
-            # All of a stage, since which of them is better can't be told before.
-            fulfilled = [self._try(candidate) for candidate in stage()]
+            # All of a stage for which there is time, since which of them is better can't be told before.
+            fulfilled = [self._try(candidate) for candidate in stage() if not self.trials or self._has_time(candidate, self._evaluating)]
             if any(fulfilled):
                 break
         else:
@@ -149,7 +158,8 @@ class Search:
             distance=trial.distance, front=trial in front, chosen=trial is chosen, misses=tuple(miss.words for miss in trial.misses))
             for trial in self.trials)
         scouts = tuple(ScoutReport(title=scout.candidate.title, loss=scout.loss) for scout in self.scouts)
-        return SearchReport(candidates=candidates, scouts=scouts, reference=self.trials[0].lanes[0].reference)
+        timed = self.timing and TimedReport(title=self.timing.candidate.title, speedup=self.timing.least)
+        return SearchReport(candidates=candidates, timed=timed, scouts=scouts, reference=self.trials[0].lanes[0].reference)
 
     def recipe_of(self, trial: Trial) -> Recipe:
         """The recipe of a candidate that was tried."""
@@ -184,7 +194,8 @@ class Search:
 
     @property
     def _outlook(self) -> Outlook:
-        return Outlook(self.wish, self._shape, [trial for trial in self.trials if trial.candidate.precisions == self.precisions])
+        whole = next(trial for trial in self.trials if trial.candidate.precisions == self.precisions)
+        return Outlook(self.wish, self._shape, whole, self.timing)
 
     @property
     def _shape(self) -> dict[str, int]:
@@ -195,31 +206,29 @@ class Search:
     # -- training
 
     def _train(self) -> None:
-        """Train the shortlist for a short time each, and the best of it for the rest."""
+        """Train the shortlist for a short time each, and the best of it for the rest; where no two can be compared, the first of it at once."""
+        self._time()
         shortlist = self._outlook.structures()[:SHORTLIST]
         if not shortlist:
             self.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
             return
         try:
-            rate = self._seconds_of_an_epoch()
+            self._reading = self._seconds_of_reading()
         except (PlanError, RecipeError) as exc:
             self.refused.append(f"training: {exc.reason}")
             return
-        seconds = TRYING * self._left() / (len(shortlist) + 2)
-        for candidate in self._worth_a_try(shortlist):
-            epochs = round(max(LEAST_EPOCHS, seconds / (rate * candidate.compute)), 1)
-            if self._left() < self._shaping + epochs * rate * candidate.compute + self._evaluating:
-                self.refused.append(f"training {candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
-                break
-            scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
-            if scout is not None:
-                self.scouts.append(scout)
-                rate = scout.epoch_seconds / candidate.compute
+        if 2 * LEAST_EPOCHS * self._epoch_seconds(shortlist[0]) > TRYING * self._left():
+            ready = self._made_ready(shortlist[0]) if self._has_time(shortlist[0], self._evaluating + self._judging) else None
+            if ready is not None and self._train_on(ready):
+                self.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
+            return
+        self._train_to_choose(shortlist)
         # How far the answers are from the original's is known far better than how many of them are right.
-        self.scouts.sort(key=lambda scout: scout.loss)
-        for scout in self.scouts:
+        for scout in sorted(self.scouts, key=lambda scout: scout.loss):
             if any(trial.candidate.has_the_shape_of(scout.candidate) for trial in self.trials):
                 continue  # too large or too slow, however it is trained
+            if self._evaluating > LOOKING * self._left() and self._train_on(scout):
+                return
             tried = len(self.trials)
             self._try(scout.candidate)
             if len(self.trials) == tried:
@@ -228,6 +237,30 @@ class Search:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
                     self._train_on(scout)
                 return
+
+    def _train_to_choose(self, shortlist: Sequence[Candidate]) -> None:
+        """Train what is worth a try for a short time each."""
+        seconds = TRYING * self._left() / (len(shortlist) + 2)
+        for candidate in self._worth_a_try(shortlist):
+            epoch = self._epoch_seconds(candidate)
+            epochs = round(max(LEAST_EPOCHS, seconds / epoch), 1)
+            if not self._has_time(candidate, self._shaping + epochs * epoch + self._evaluating):
+                break
+            scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
+            if scout is not None:
+                self.scouts.append(scout)
+                self._reading *= scout.epoch_seconds / epoch
+
+    def _has_time(self, candidate: Candidate, seconds: float) -> bool:
+        """Whether so much time is left; where it is not, the candidate is noted as not tried."""
+        if self._left() >= seconds:
+            return True
+        self.refused.append(f"{candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
+        return False
+
+    def _epoch_seconds(self, candidate: Candidate) -> float:
+        """Seconds that an epoch of a candidate should take."""
+        return self._reading * (READING_COST + TRAINING_COST * candidate.compute)
 
     def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
         """The shortlist, deep ones first, until one is farther off than one before it; then what came nearest with fewer tokens in place of fewer
@@ -246,18 +279,30 @@ class Search:
     def _nearest(self) -> Candidate:
         return min(self.scouts, key=lambda scout: scout.loss).candidate
 
-    def _train_on(self, scout: Scout) -> None:
-        """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data."""
+    def _train_on(self, scout: Scout) -> bool:
+        """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data; whether there was any."""
         epochs = round((self._left() - self._evaluating - self._judging - scout.starting_seconds) / scout.epoch_seconds, 1)
-        if epochs > scout.candidate.epochs:
-            self._try(scout.candidate.trained_for(epochs))
+        if epochs <= (0 if math.isinf(scout.loss) else scout.candidate.epochs):
+            return False
+        self._try(scout.candidate.trained_for(epochs))
+        return True
+
+    def _made_ready(self, candidate: Candidate) -> Scout | None:
+        """Do for a candidate what comes before training; None where it can't be made. What rate it takes goes by an epoch's."""
+        whole_epoch = candidate.model_copy(update={"epochs": 1.0})
+        prepared = self._prepared_for(whole_epoch)
+        if prepared is None:
+            return None
+        (training,) = (node for node in prepared.plan.nodes.values() if node.step.name == "distill")
+        entries = self._run(prepared, [reference for reference in training.inputs.values() if not reference.startswith("@")])
+        names = {node.id: node.step.name for node in prepared.plan.nodes.values()}
+        starting = min(entry.run.seconds for node, entry in entries.items() if names[node] == "compute_teacher")
+        return Scout(whole_epoch, math.inf, starting, self._epoch_seconds(candidate))
 
     def _scout(self, candidate: Candidate) -> Scout | None:
         """Train a candidate, without exporting it; None where it can't be made."""
-        try:
-            prepared = self.prepared.planned_anew(self._recipe(candidate))
-        except (PlanError, RecipeError) as exc:
-            self.refused.append(f"{candidate.title}: {exc.reason}")
+        prepared = self._prepared_for(candidate)
+        if prepared is None:
             return None
         steps = {node.id: node.step.name for node in prepared.plan.nodes.values() if node.step.name in TRAINING_STEPS}
         entries = self._run(prepared, list(steps))
@@ -269,18 +314,49 @@ class Search:
         return Scout(candidate, min(distance for _, distance in training["history"]), starting,
                      max(trained.run.seconds - starting, 1.0) / epochs)
 
-    def _seconds_of_an_epoch(self) -> float:
-        """Seconds that one epoch of the whole model would take, from what the teacher took to read the texts once.
+    def _prepared_for(self, candidate: Candidate) -> Prepared | None:
+        """A candidate's plan; None where it can't be made."""
+        try:
+            return self.prepared.planned_anew(self._recipe(candidate))
+        except (PlanError, RecipeError) as exc:
+            self.refused.append(f"{candidate.title}: {exc.reason}")
+            return None
+
+    def _seconds_of_reading(self) -> float:
+        """Seconds that the original, as the teacher, takes to read the training texts once.
 
         Raises:
             PlanError: there is nothing to train on.
         """
         prepared = self.prepared.planned_anew(self._recipe(Candidate(epochs=1.0, parameters=0)))
         teacher = next(node.id for node in prepared.plan.nodes.values() if node.step.name == "compute_teacher")
-        return TRAINING_COST * self._run(prepared, [teacher])[teacher].run.seconds
+        return self._run(prepared, [teacher])[teacher].run.seconds
+
+    def _time(self) -> None:
+        """Time the narrow model beside the original, where speed is wanted; it is not fitted to the original, since that changes no speed."""
+        candidate = self._outlook.to_time()
+        if candidate is None:
+            return
+        recipe = self._recipe(candidate)
+        unfitted = recipe.model_copy(update={"compress": recipe.compress.model_copy(update={"reconstruct": False})})
+        try:
+            prepared = self.prepared.planned_anew(unfitted)
+        except (PlanError, RecipeError) as exc:
+            self.refused.append(f"{candidate.title}: {exc.reason}")
+            return
+        counted = {lane.lane for lane in self._outlook.whole.lanes}
+        nodes = {plan.lane.name: str(plan.speed) for plan in prepared.plan.lanes if plan.lane.name in counted}
+        found = {}
+        for node, entry in self._run(prepared, list(nodes.values())).items():
+            if node in nodes.values():
+                found[node] = json.loads(prepared.store.blob_path(entry.artifact.tree[SPEED_FILE]).read_text(encoding="utf-8"))
+        self.timing = Timing(candidate=candidate, speedup={
+            lane: speedup(SpeedReport.model_validate({**found[node], "how": "measured"})) for lane, node in nodes.items() if node in found})
 
     def _run(self, prepared: Prepared, wanted: list[str]) -> dict[str, Entry]:
-        return Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run(wanted)
+        entries = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run(wanted)
+        self._shaping = max(self._shaping, seconds_of(prepared, entries, SHAPING_STEPS))
+        return entries
 
     def _left(self) -> float:
         return self.wish.minutes * 60 - (time.monotonic() - self._begun)
@@ -304,11 +380,11 @@ class Search:
         lanes = tuple(self._lane(report) for report in self._judged(evaluation))
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
         # What was stored took its time too, when it was made.
-        names = {node.id: node.step.name for node in evaluation.prepared.plan.nodes.values()}
-        seconds = {node: entry.run.seconds for node, entry in evaluation.entries.items() if names[node] not in TRAINING_STEPS}
-        shaping, judging = (sum(spent for node, spent in seconds.items() if names[node] in steps) for steps in (SHAPING_STEPS, JUDGING_STEPS))
-        self._shaping = max(self._shaping, shaping)
-        self._evaluating, self._judging = (sum(seconds.values()) - shaping) / self.limits.jobs, judging / self.limits.jobs
+        done = evaluation.prepared, evaluation.entries
+        self._shaping = max(self._shaping, seconds_of(*done, SHAPING_STEPS))
+        others = SHAPING_STEPS | MEASURING_STEPS | TRAINING_STEPS
+        self._evaluating = (seconds_of(*done) - seconds_of(*done, others)) / self.limits.jobs
+        self._judging = seconds_of(*done, JUDGING_STEPS) / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)
         return not trial.misses
@@ -326,10 +402,20 @@ class Search:
         result = (report.untruncated or report.metrics)[0]
         speed = report.speed
         assert speed is not None and speed.original_latency_ms is not None and report.distance is not None
-        latency, base = ({length: times["p50"] for length, times in found.items()} for found in (speed.latency_ms, speed.original_latency_ms))
-        return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, latency_ms=latency,
-                         speedup={length: base[length] / latency[length] for length in sorted({min(latency), max(latency)})},
+        return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, speedup=speedup(speed),
+                         latency_ms={length: times["p50"] for length, times in speed.latency_ms.items()},
                          metric=result.lane, reference=result.reference, drop=result.drop, distance=report.distance)
+
+
+def speedup(speed: SpeedReport) -> dict[int, float]:
+    """How many times as fast as the original beside it a lane is, at its shortest and its longest length."""
+    own, original = speed.latency_ms, speed.original_latency_ms or {}
+    return {length: original[length]["p50"] / own[length]["p50"] for length in sorted({min(own), max(own)})}
+
+
+def seconds_of(prepared: Prepared, entries: Mapping[str, Entry], steps: Collection[str] | None = None) -> float:
+    """Seconds that some of a plan's steps took, whenever they ran; without names, all of them."""
+    return sum(entry.run.seconds for node, entry in entries.items() if steps is None or prepared.plan.nodes[node].step.name in steps)
 
 
 def on_development(prepared: Prepared) -> Prepared:

@@ -118,6 +118,8 @@ def show_trials(search: SearchReport) -> None:
                       f"{each.distance:.3f}", "best" if each.chosen else "Pareto" if each.front else "")
     out.print()
     out.print(table)
+    if search.timed:
+        out.print(f"[dim]timed to choose: {search.timed.title}: {search.timed.speedup:.1f}x[/]")
     for scout in search.scouts:
         out.print(f"[dim]trained to choose: {scout.title}: loss {scout.loss:.4f}[/]")
     out.print(f"[dim]on the development data, worst lane; the float32 original: {search.reference.value:.3f}[/]")

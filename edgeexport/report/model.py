@@ -90,10 +90,19 @@ class ScoutReport(Model):
     loss: float
 
 
+class TimedReport(Model):
+    """A candidate that was timed, to predict the speed of others: how many times as fast as float32, in the slowest lane at its slower length."""
+
+    title: str
+    speedup: float
+
+
 class SearchReport(Model):
-    """A search: its candidates in the order of trying, what was trained to choose among, and the original's metric on the development data."""
+    """A search: its candidates in the order of trying, what was timed and what was trained to choose among them, and the original's metric on the
+    development data."""
 
     candidates: tuple[CandidateReport, ...]
+    timed: TimedReport | None = None
     scouts: tuple[ScoutReport, ...] = ()
     reference: Estimate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from test_compression import compressed
 from test_plan import HOST, target
 
-from edgeexport.candidates import Candidate, LaneTrial, Outlook, Trial, Wish
+from edgeexport.candidates import Candidate, LaneTrial, Outlook, Timing, Trial, Wish
 from edgeexport.dataset import Dataset, Row
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.plan import make_plan
@@ -50,8 +51,13 @@ def trial(size: float = 20e6, quality: float = 0.7, latency: float = 10.0, speed
     return Trial(candidate=Candidate(parameters=1), lanes=(lane,), misses=())
 
 
-def outlook(wanted: Wish, *trials: Trial) -> Outlook:
-    return Outlook(wanted, {"parameters": PARAMETERS, **FACTS}, trials)
+def timing(speedup: float) -> Timing:
+    """Of a model of 0.35 of its width."""
+    return Timing(candidate=Candidate(width=0.35, parameters=1), speedup={"litert": {16: speedup, 128: speedup}})
+
+
+def outlook(wanted: Wish, whole: Trial, timed: Timing | None = None) -> Outlook:
+    return Outlook(wanted, {"parameters": PARAMETERS, **FACTS}, whole, timed)
 
 
 def misses(wanted: Wish, measured: Trial) -> list[str]:
@@ -60,9 +66,8 @@ def misses(wanted: Wish, measured: Trial) -> list[str]:
 
 def test_structures_are_the_widest_that_should_fulfil_the_wish() -> None:
     """Latency here is 2 ms a layer that stays and 8 ms that go with its width; float32 takes 150 ms, so that 50 are wanted."""
-    whole, narrow = (trial(PARAMETERS + 1.2e6, speedup=150 / (6 * (2 + 8 * width))) for width in (1.0, 0.35))
-    narrow = narrow.model_copy(update={"candidate": Candidate(width=0.35, parameters=1)})
-    found = outlook(wish(11.4, speedup=3.0), whole, narrow).structures()
+    whole, narrow = (150 / (6 * (2 + 8 * width)) for width in (1.0, 0.35))
+    found = outlook(wish(11.4, speedup=3.0), trial(PARAMETERS + 1.2e6, speedup=whole), timing(narrow)).structures()
     assert len(found) >= 3
     for candidate in found:
         layers, width, rank = candidate.layers or 6, candidate.width, candidate.rank or 384
@@ -112,17 +117,21 @@ def test_a_smaller_table_or_vocabulary_alone_comes_first_where_size_is_all() -> 
 
 
 def test_a_model_of_unknown_shape_is_left_as_it_is() -> None:
-    unknown = Outlook(wish(5.0, speedup=9.0), dict.fromkeys({"parameters", *FACTS}, 0), [trial()])
+    unknown = Outlook(wish(5.0, speedup=9.0), dict.fromkeys({"parameters", *FACTS}, 0), trial())
     assert unknown.untrained() == unknown.structures() == []
+    assert unknown.to_time() is None
     for name in FACTS:
-        partly = Outlook(wish(5.0), {"parameters": PARAMETERS, **FACTS, name: 0}, [trial()])
+        partly = Outlook(wish(5.0), {"parameters": PARAMETERS, **FACTS, name: 0}, trial())
         assert partly.untrained() == partly.structures() == []
 
 
 @pytest.mark.parametrize("size", [0.5, 5.0, 17.0, None])
 def test_where_speed_is_wanted_a_narrow_model_is_timed_first(size: float | None) -> None:
-    (found,) = outlook(wish(size, speedup=2.0), trial(PARAMETERS + 1.2e6)).untrained()
-    assert (found.layers, found.width, found.epochs, found.vocabulary) == (None, 0.35, 0.0, None)
+    ahead = outlook(wish(size, speedup=2.0), trial(PARAMETERS + 1.2e6))
+    found = ahead.to_time()
+    assert found is not None and (found.layers, found.width, found.epochs, found.vocabulary) == (None, 0.35, 0.0, None)
+    assert ahead.untrained() == []
+    assert outlook(wish(size), trial(PARAMETERS + 1.2e6)).to_time() is None
 
 
 def test_a_candidate_is_a_section_of_a_recipe() -> None:
@@ -165,7 +174,7 @@ def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
     assert search._recipe(mixed).precision.lanes["onnx"].preset == "static-int8"
     # All that is tried from there has the same, and is predicted from trials that have it.
     search.trials.append(in_lanes(mixed.precisions, litert=5.0, onnx=8.0))
-    assert search._outlook.trials == [search.trials[-1]]
+    assert search._outlook.whole == search.trials[-1]
     assert search._outlook._sized(6, 0.5).precisions == mixed.precisions
     # What does not fulfil the wish is worth less than what is slow.
     search.wish, search.precisions = wish(19), {}
@@ -273,19 +282,27 @@ class Rehearsed(Search):
     """A search in which nothing runs: candidates come to what a test says, and the clock goes as far as it says."""
 
     def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None,
-                 drop: float = 0.0, size: float | None = None) -> None:
+                 drop: float = 0.0, size: float | None = None, reading: float = 10.0, evaluating: float = 60.0) -> None:
         wanted = Wish(max_size_mb=size, max_drop=drop, min_speedup=2.0, minutes=minutes)
         super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
-        self.distances, self.shapes, self.good = distances, shapes, good
+        self.distances, self.shapes, self.good, self.reading = distances, shapes, good, reading
         self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
-        self._evaluating, self._judging = 60.0, 25.0
+        self._evaluating, self._judging = evaluating, 25.0
 
     def _left(self) -> float:
         return self.wish.minutes * 60 - self.spent
 
-    def _seconds_of_an_epoch(self) -> float:
-        self.spent += 20
-        return 30.0
+    def _seconds_of_reading(self) -> float:
+        self.spent += self.reading
+        return self.reading
+
+    def _time(self) -> None:
+        self.timing = timing(3.0)
+
+    def _made_ready(self, candidate: Candidate) -> Scout | None:
+        self.spent += 40
+        ready = Scout(candidate.model_copy(update={"epochs": 1.0}), math.inf, 10.0, 25 * candidate.compute)
+        return ready if candidate.layers in self.distances else None
 
     def _scout(self, candidate: Candidate) -> Scout | None:
         if candidate.layers not in self.distances:
@@ -295,7 +312,7 @@ class Rehearsed(Search):
         return Scout(candidate, self.distances[candidate.layers], 10.0, 25 * candidate.compute)
 
     def _try(self, candidate: Candidate) -> bool:
-        self.spent += 60 + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.scouted else 0)
+        self.spent += self._evaluating + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.scouted else 0)
         self.tried.append(candidate)
         measured = trial(speedup=3.0 if candidate.epochs and self.shapes[candidate.layers] else 1.0).model_copy(update={"candidate": candidate})
         fulfils = self.good is not None and candidate.epochs >= self.good
@@ -305,8 +322,7 @@ class Rehearsed(Search):
 
 def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], **options: Any) -> Rehearsed:
     search = Rehearsed(distances, shapes, **options)
-    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0).model_copy(
-        update={"candidate": Candidate(width=0.35, parameters=1)})]
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search._train()
     return search
 
@@ -357,7 +373,7 @@ def test_the_rate_that_did_better_is_kept() -> None:
             return found and replace(found, loss=found.loss / 2 if candidate.learning_rate else found.loss)
 
     search = Gentle({4: 0.1}, {4: True})
-    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0)]
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search._train()
     assert search.tried[0].learning_rate == 1e-4
     assert 1e-4 < (search.tried[1].learning_rate or 0) < 1e-3
@@ -370,20 +386,51 @@ def test_what_cannot_be_made_is_left_out() -> None:
 
 def test_a_search_says_why_it_trains_nothing() -> None:
     search = Rehearsed({}, {}, minutes=0.1)
-    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2), trial(PARAMETERS, speedup=3.0)]
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search.spent = 1000.0
     search._train()
     assert "no time is left" in search.refused[0] and "0.1 minutes" in search.refused[0]
     search = Rehearsed({}, {})
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=0.01)]
+    search._time = lambda: None  # type: ignore[method-assign]
     search._train()
     assert search.refused == ["training: no number of layers, of heads and neurons and of tokens would be small and fast enough"]
+
+
+def test_where_there_is_time_for_one_training_alone_the_deepest_gets_it_all() -> None:
+    found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, reading=250.0)
+    assert found.scouted == []
+    (only,) = found.tried
+    assert only.layers is None and only.epochs > 10
+    assert only.learning_rate == pytest.approx(min(1e-3, 3e-4 * only.epochs ** 0.5), rel=0.1)
+    assert -3 < found._left() - found._judging < 3
+    assert len(found.refused) == 2 and all("too few to compare it" in words for words in found.refused)
+    assert rehearse({4: 0.1}, {4: True}, reading=250.0).tried == []  # the deepest can't be made
+
+
+def test_what_was_trained_to_choose_is_not_evaluated_where_that_costs_much_of_the_time() -> None:
+    distances, shapes = {None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}
+    for evaluating, evaluated in ((60.0, [4, 4]), (200.0, [4])):
+        found = rehearse(distances, shapes, evaluating=evaluating)
+        assert [candidate.layers for candidate in found.tried] == evaluated
+        assert found.tried[-1].epochs > 3 * found.scouted[1].epochs
+        assert -3 < found._left() - found._judging < 3
 
 
 def test_little_time_is_not_overdrawn() -> None:
     for minutes in (0.5, 2.0, 4.0, 8.0):
         found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, minutes=minutes)
         assert found._left() > -70 if found.tried else found.scouted == [] or minutes < 4
+
+
+def test_what_needs_no_training_is_tried_as_long_as_there_is_time() -> None:
+    for minutes, tried in ((20.0, 3), (2.5, 2), (1.0, 1)):  # a minute each
+        search = Rehearsed({}, {}, minutes=minutes)
+        search.wish = wish(17.0).model_copy(update={"minutes": minutes})
+        search._train = lambda: None  # type: ignore[method-assign]
+        search.run()
+        assert len(search.tried) == tried
+        assert len(search.refused) == 3 - tried and all("no time is left" in words for words in search.refused)
 
 
 def test_without_training_data_the_search_says_so() -> None:
@@ -393,7 +440,7 @@ def test_without_training_data_the_search_says_so() -> None:
     def refuse() -> float:
         raise PlanError("compress.distill needs training data.", why="it goes by texts", hint="add some")
 
-    search._seconds_of_an_epoch = refuse  # type: ignore[method-assign]
+    search._seconds_of_reading = refuse  # type: ignore[method-assign]
     search._train()
     assert search.refused == ["training: compress.distill needs training data: it goes by texts"]
     assert search.tried == []
