@@ -19,17 +19,19 @@ from pathlib import Path
 import tomli_w
 
 from edgeexport.artifact import Task
-from edgeexport.candidates import GENTLE_RATE, Candidate, LaneTrial, Outlook, Timing, Trial, Wish
+from edgeexport.candidates import GENTLER, GENTLEST_RATE, NEAR, USUAL_RATE, Candidate, LaneTrial, Outlook, Timing, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
 from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.policy import PRESETS
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Precision, Recipe
-from edgeexport.report.model import CandidateReport, Report, ScoutReport, SearchReport, TimedReport
+from edgeexport.report.model import CandidateReport, FitReport, Report, ScoutReport, SearchReport, TimedReport
 from edgeexport.runner.measure_speed import SPEED_FILE
 from edgeexport.schedule import Event, Limits, Scheduler
+from edgeexport.session.evidence import Answers
 from edgeexport.store import Entry
+from edgeexport.verify.judge import mean_distance
 from edgeexport.verify.lane_report import LaneReport, SpeedReport
 
 # An epoch's time, in that which the original takes to read the texts once: what goes with the size of what is trained, forward and backward, and
@@ -68,6 +70,14 @@ class Scout:
     epoch_seconds: float
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A candidate that was fitted, without training, and how far its answers to the development data are then from the original's."""
+
+    candidate: Candidate
+    distance: float
+
+
 @dataclass
 class Search:
     """A search for the best candidate.
@@ -81,6 +91,7 @@ class Search:
         presets: precisions to try in place of the lanes' own.
         precisions: lane → the preset that was best for it, where that is not its own.
         trials: what was evaluated, in order.
+        fits: what was fitted to choose how bytes are divided between tokens and layers.
         timing: of the narrow model that was timed.
         scouts: what was trained for a short time.
         refused: candidates that can't be made, with the reason.
@@ -94,6 +105,7 @@ class Search:
     presets: Sequence[str] = ()
     precisions: dict[str, str] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
     timing: Timing | None = None
     scouts: list[Scout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -108,7 +120,7 @@ class Search:
             EdgeExportError: a step failed.
         """
         self._begun = time.monotonic()
-        for stage in (self._whole, self._mixed, lambda: self._outlook.untrained()):
+        for stage in (self._whole, self._mixed, self._untrained):
             # All of a stage for which there is time, since which of them is better can't be told before.
             fulfilled = [self._try(candidate) for candidate in stage() if not self.trials or self._has_time(candidate, self._evaluating)]
             if any(fulfilled):
@@ -159,7 +171,8 @@ class Search:
             for trial in self.trials)
         scouts = tuple(ScoutReport(title=scout.candidate.title, loss=scout.loss) for scout in self.scouts)
         timed = self.timing and TimedReport(title=self.timing.candidate.title, speedup=self.timing.least)
-        return SearchReport(candidates=candidates, timed=timed, scouts=scouts, reference=self.trials[0].lanes[0].reference)
+        fits = tuple(FitReport(title=fit.candidate.title, distance=fit.distance) for fit in self.fits)
+        return SearchReport(candidates=candidates, fits=fits, timed=timed, scouts=scouts, reference=self.trials[0].lanes[0].reference)
 
     def recipe_of(self, trial: Trial) -> Recipe:
         """The recipe of a candidate that was tried."""
@@ -203,12 +216,50 @@ class Search:
         facts = {name: int(spec.facts.get(name) or 0) for name in ("vocabulary", "embedding_width", "layers", "layer_parameters")}
         return {"parameters": int(spec.parameters or 0), **facts}
 
+    # -- without training
+
+    def _untrained(self) -> list[Candidate]:
+        """What needs no training and may be good enough: as many tokens as fit; and of the ways to divide the bytes between tokens and layers, from
+        whole layers on, the one that is nearest to the original when it is fitted."""
+        balances = self._outlook.balances()
+        for candidate in balances:
+            if self._left() < self._shaping + self._evaluating:
+                break
+            distance = self._distance_of(candidate)
+            if distance is None:
+                continue
+            self.fits.append(Fit(candidate, distance))
+            if distance > self._nearest_fit.distance:
+                break
+        found = [self._nearest_fit.candidate] if self.fits else balances[:1]
+        fewer = self._outlook.fewer_tokens()
+        return [*found, fewer] if fewer is not None else found
+
+    @property
+    def _nearest_fit(self) -> Fit:
+        return min(self.fits, key=lambda fit: fit.distance)
+
+    def _distance_of(self, candidate: Candidate) -> float | None:
+        """How far a candidate's answers in float32 are from the original's, on the development data; None where it can't be made, or nobody asks for
+        these answers, since without evaluation data parity is with the original."""
+        prepared = self._prepared_for(candidate)
+        if prepared is None or prepared.plan.reference == prepared.plan.original:
+            return None
+        plan, resolved = prepared.plan, prepared.resolved
+        entries = self._run(prepared, [plan.original, plan.reference])
+        original, own = (Answers.load(prepared.store.blob_path(entries[node].artifact.tree[f"{resolved.labelled}.npz"]))
+                         for node in (plan.original, plan.reference))
+        return mean_distance(resolved.spec.require_task(), original, own)
+
     # -- training
 
     def _train(self) -> None:
         """Train the shortlist for a short time each, and the best of it for the rest; where no two can be compared, the first of it at once."""
         self._time()
-        shortlist = self._outlook.structures()[:SHORTLIST]
+        shortlist = self._outlook.structures()
+        if self.fits:
+            shortlist = [self._nearest_fit.candidate, *(candidate for candidate in shortlist if candidate.layers is not None)]
+        shortlist = shortlist[:SHORTLIST]
         if not shortlist:
             self.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
             return
@@ -264,7 +315,7 @@ class Search:
 
     def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
         """The shortlist, deep ones first, until one is farther off than one before it; then what came nearest with fewer tokens in place of fewer
-        numbers for each, which serves texts of one field, but not those full of names; and then with a lower learning rate."""
+        numbers for each, which serves texts of one field, but not those full of names; and then with lower learning rates, as long as that helps."""
         for candidate in shortlist:
             yield candidate
             if self.scouts and self.scouts[-1].candidate != self._nearest:
@@ -273,7 +324,10 @@ class Search:
             other = self._outlook.with_another_table(self._nearest)
             if other is not None:
                 yield other
-            yield self._nearest.model_copy(update={"learning_rate": GENTLE_RATE})
+            rate = USUAL_RATE
+            while (self._nearest.learning_rate or USUAL_RATE) == rate > GENTLEST_RATE:
+                rate = float(f"{rate * GENTLER:.0e}")
+                yield self._nearest.model_copy(update={"learning_rate": rate})
 
     @property
     def _nearest(self) -> Candidate:
@@ -289,7 +343,7 @@ class Search:
 
     def _made_ready(self, candidate: Candidate) -> Scout | None:
         """Do for a candidate what comes before training; None where it can't be made. What rate it takes goes by an epoch's."""
-        whole_epoch = candidate.model_copy(update={"epochs": 1.0})
+        whole_epoch = candidate.model_copy(update={"epochs": 1.0, "learning_rate": GENTLEST_RATE if candidate.compute > NEAR else None})
         prepared = self._prepared_for(whole_epoch)
         if prepared is None:
             return None

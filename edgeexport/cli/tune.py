@@ -118,6 +118,8 @@ def show_trials(search: SearchReport) -> None:
                       f"{each.distance:.3f}", "best" if each.chosen else "Pareto" if each.front else "")
     out.print()
     out.print(table)
+    for fit in search.fits:
+        out.print(f"[dim]fitted to choose: {fit.title}: distance {fit.distance:.3f}[/]")
     if search.timed:
         out.print(f"[dim]timed to choose: {search.timed.title}: {search.timed.speedup:.1f}x[/]")
     for scout in search.scouts:

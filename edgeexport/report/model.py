@@ -90,6 +90,13 @@ class ScoutReport(Model):
     loss: float
 
 
+class FitReport(Model):
+    """A candidate that was fitted and not trained, and how far its answers to the development data are from the original's."""
+
+    title: str
+    distance: float
+
+
 class TimedReport(Model):
     """A candidate that was timed, to predict the speed of others: how many times as fast as float32, in the slowest lane at its slower length."""
 
@@ -98,10 +105,11 @@ class TimedReport(Model):
 
 
 class SearchReport(Model):
-    """A search: its candidates in the order of trying, what was timed and what was trained to choose among them, and the original's metric on the
+    """A search: its candidates in the order of trying, what was fitted, timed and trained to choose among them, and the original's metric on the
     development data."""
 
     candidates: tuple[CandidateReport, ...]
+    fits: tuple[FitReport, ...] = ()
     timed: TimedReport | None = None
     scouts: tuple[ScoutReport, ...] = ()
     reference: Estimate

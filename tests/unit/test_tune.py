@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,24 +106,41 @@ def test_a_size_that_no_structure_reaches_leaves_nothing_to_train() -> None:
     assert outlook(wish(1.0), trial()).structures() == []
 
 
-def test_a_smaller_table_or_vocabulary_alone_comes_first_where_size_is_all() -> None:
+def test_bytes_are_divided_between_tokens_and_layers_where_size_is_all() -> None:
     base = trial(PARAMETERS + 1.2e6)
-    narrower, fewer = outlook(wish(17.0), base).untrained()
-    assert [(found.layers, found.width, found.epochs) for found in (narrower, fewer)] == [(None, 1.0, 0.0)] * 2
-    assert narrower.rank is not None and fewer.vocabulary is not None and narrower.vocabulary is fewer.rank is None
-    assert 17e6 - 1.2e6 - 8 * 30522 < narrower.parameters <= 17e6 - 1.2e6
+    for size, least in ((17.0, 150), (14.0, 96)):  # of 14 MB whole layers leave too little for a table
+        found = outlook(wish(size), base).balances()
+        assert len(found) >= 3
+        assert (found[0].width == 1.0) == (size == 17.0)
+        assert min(candidate.rank or 0 for candidate in found) >= least
+        for one, next_one in pairwise(found):
+            assert one.width > next_one.width and (one.rank or 0) < (next_one.rank or 0)
+        for candidate in found:
+            assert (candidate.layers, candidate.vocabulary, candidate.epochs) == (None, None, 0.0)
+            # As large as the size allows, but for a step of the rank.
+            assert size * 1e6 - 1.2e6 - 8 * 30906 < candidate.parameters <= size * 1e6 - 1.2e6
+    assert outlook(wish(30.0), base).balances() == outlook(wish(None), base).balances() == []  # nothing to take out
+    assert outlook(wish(17.0, speedup=2.0), base).balances() == []
+
+
+def test_fewer_tokens_alone_are_tried_where_size_is_all() -> None:
+    base = trial(PARAMETERS + 1.2e6)
+    fewer = outlook(wish(17.0), base).fewer_tokens()
+    assert fewer is not None and (fewer.layers, fewer.width, fewer.epochs, fewer.rank) == (None, 1.0, 0.0, None)
     assert 17e6 - 1.2e6 - 384 < fewer.parameters <= 17e6 - 1.2e6
-    assert outlook(wish(14.0), base).untrained() == []  # with so few tokens or numbers for each it could not do
-    assert outlook(wish(30.0), base).untrained() == outlook(wish(None), base).untrained() == []  # nothing to take out
+    for wanted in (wish(14.0), wish(30.0), wish(None), wish(17.0, speedup=2.0)):  # too few to be of use, or nothing to take out
+        assert outlook(wanted, base).fewer_tokens() is None
 
 
 def test_a_model_of_unknown_shape_is_left_as_it_is() -> None:
     unknown = Outlook(wish(5.0, speedup=9.0), dict.fromkeys({"parameters", *FACTS}, 0), trial())
-    assert unknown.untrained() == unknown.structures() == []
+    assert unknown.balances() == unknown.structures() == []
     assert unknown.to_time() is None
+    assert unknown.fewer_tokens() is None
     for name in FACTS:
         partly = Outlook(wish(5.0), {"parameters": PARAMETERS, **FACTS, name: 0}, trial())
-        assert partly.untrained() == partly.structures() == []
+        assert partly.balances() == partly.structures() == []
+        assert partly.fewer_tokens() is None
 
 
 @pytest.mark.parametrize("size", [0.5, 5.0, 17.0, None])
@@ -130,7 +148,6 @@ def test_where_speed_is_wanted_a_narrow_model_is_timed_first(size: float | None)
     ahead = outlook(wish(size, speedup=2.0), trial(PARAMETERS + 1.2e6))
     found = ahead.to_time()
     assert found is not None and (found.layers, found.width, found.epochs, found.vocabulary) == (None, 0.35, 0.0, None)
-    assert ahead.untrained() == []
     assert outlook(wish(size), trial(PARAMETERS + 1.2e6)).to_time() is None
 
 
@@ -286,7 +303,7 @@ class Rehearsed(Search):
         wanted = Wish(max_size_mb=size, max_drop=drop, min_speedup=2.0, minutes=minutes)
         super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
         self.distances, self.shapes, self.good, self.reading = distances, shapes, good, reading
-        self.spent, self.scouted, self.tried = 0.0, [], []  # type: ignore[var-annotated]
+        self.spent, self.scouted, self.tried, self.fitted = 0.0, [], [], {}  # type: ignore[var-annotated]
         self._evaluating, self._judging = evaluating, 25.0
 
     def _left(self) -> float:
@@ -298,6 +315,10 @@ class Rehearsed(Search):
 
     def _time(self) -> None:
         self.timing = timing(3.0)
+
+    def _distance_of(self, candidate: Candidate) -> float | None:
+        self.spent += 30
+        return self.fitted.get(candidate.rank)
 
     def _made_ready(self, candidate: Candidate) -> Scout | None:
         self.spent += 40
@@ -314,7 +335,8 @@ class Rehearsed(Search):
     def _try(self, candidate: Candidate) -> bool:
         self.spent += self._evaluating + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.scouted else 0)
         self.tried.append(candidate)
-        measured = trial(speedup=3.0 if candidate.epochs and self.shapes[candidate.layers] else 1.0).model_copy(update={"candidate": candidate})
+        fast = candidate.epochs and self.shapes[candidate.layers]
+        measured = trial(candidate.parameters + 1.2e6, speedup=3.0 if fast else 1.0).model_copy(update={"candidate": candidate})
         fulfils = self.good is not None and candidate.epochs >= self.good
         self.trials.append(measured.model_copy(update={"misses": () if fulfils else tuple(self.wish.misses(measured.lanes[0]))}))
         return fulfils
@@ -424,13 +446,26 @@ def test_little_time_is_not_overdrawn() -> None:
 
 
 def test_what_needs_no_training_is_tried_as_long_as_there_is_time() -> None:
-    for minutes, tried in ((20.0, 3), (2.5, 2), (1.0, 1)):  # a minute each
+    for minutes, tried in ((20.0, 3), (3.2, 2), (1.0, 1)):  # a minute each, for whole layers and for fewer tokens
         search = Rehearsed({}, {}, minutes=minutes)
         search.wish = wish(17.0).model_copy(update={"minutes": minutes})
+        search.fitted = {152: 0.1, 192: 0.2}  # half a minute each
         search._train = lambda: None  # type: ignore[method-assign]
         search.run()
         assert len(search.tried) == tried
         assert len(search.refused) == 3 - tried and all("no time is left" in words for words in search.refused)
+
+
+def test_of_the_ways_to_divide_the_bytes_the_nearest_is_tried_and_trained() -> None:
+    search = Rehearsed({None: 0.1}, {None: True})
+    search.wish = wish(17.0)
+    search.fitted = {152: 0.3, 192: 0.1, 232: 0.2, 272: 0.0}  # the last is not asked for: the one before is farther off
+    search.run()
+    assert [fit.candidate.rank for fit in search.fits] == [152, 192, 232]
+    assert [candidate.rank for candidate in search.tried[:3]] == [None, 192, None]
+    assert {candidate.rank for candidate in search.scouted if candidate.vocabulary is None} == {192}
+    found = search.report(search.trials[1])
+    assert [(fit.title, fit.distance) for fit in found.fits][1] == ("rank 192, width 0.89", 0.1)
 
 
 def test_without_training_data_the_search_says_so() -> None:
