@@ -9,65 +9,30 @@ Everything that two candidates share is done once. What chooses are the developm
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tomli_w
 
 from edgeexport.artifact import Task
-from edgeexport.candidates import GENTLER, GENTLEST_RATE, NEAR, USUAL_RATE, Candidate, LaneTrial, Outlook, Timing, Trial, Wish
+from edgeexport.candidates import GENTLER, GENTLEST_RATE, USUAL_RATE, Candidate, Outlook, Timing, Trial, Wish
 from edgeexport.errors import OutputError, PlanError, RecipeError
-from edgeexport.evaluation import Evaluation
 from edgeexport.plan import make_plan
 from edgeexport.policy import PRESETS
 from edgeexport.prepare import Prepared
-from edgeexport.recipe import Precision, Recipe
+from edgeexport.recipe import Recipe
 from edgeexport.report.model import CandidateReport, FitReport, Report, ScoutReport, SearchReport, TimedReport
-from edgeexport.runner.measure_speed import SPEED_FILE
-from edgeexport.schedule import Event, Limits, Scheduler
-from edgeexport.session.evidence import Answers
-from edgeexport.store import Entry
-from edgeexport.verify.judge import mean_distance
-from edgeexport.verify.lane_report import LaneReport, SpeedReport
+from edgeexport.workbench import Scout, Workbench
 
-# An epoch's time, in that which the original takes to read the texts once: what goes with the size of what is trained, forward and backward, and
-# what does not. An NER model of a quarter of its multiply-accumulates took 1.21 times as long, one of a third of them 1.5 times.
-TRAINING_COST = 3.0
-READING_COST = 0.5
 SHORTLIST = 3
 # Share of the time for training the shortlist, together.
 TRYING = 0.15
 LEAST_EPOCHS = 0.5
 # Evaluating what was trained for a short time can end the search early; it is worth no more than this share of the time that is left.
 LOOKING = 0.15
-TRAINING_STEPS = frozenset({"compute_teacher", "distill"})
-# What all shapes share.
-MEASURING_STEPS = frozenset({"measure_layers", "measure_channels"})
-# What a shape takes once, however long it is then trained.
-SHAPING_STEPS = frozenset({"trim_vocabulary", "factorize_embeddings", "drop_layers", "prune_channels", "reconstruct_layers"})
-# What is run again for the evaluation data; the rest of the winner is stored by then.
-JUDGING_STEPS = frozenset({"compute_reference", "measure_answers", "measure_speed"})
-
-
-@dataclass(frozen=True)
-class Scout:
-    """A candidate that was trained for a short time, or is ready to be trained.
-
-    Attributes:
-        candidate: the candidate.
-        loss: on the development data, which is how far its answers are from the original's; infinite where it was not trained yet.
-        starting_seconds: before training begins.
-        epoch_seconds: that an epoch takes.
-    """
-
-    candidate: Candidate
-    loss: float
-    starting_seconds: float
-    epoch_seconds: float
 
 
 @dataclass(frozen=True)
@@ -83,10 +48,8 @@ class Search:
     """A search for the best candidate.
 
     Attributes:
-        prepared: the build without compression; its development data choose.
+        bench: makes and measures candidates.
         wish: what is wanted.
-        limits: jobs and memory.
-        tell: told what the steps do.
         announce: told of each trial.
         presets: precisions to try in place of the lanes' own.
         precisions: lane → the preset that was best for it, where that is not its own.
@@ -94,13 +57,10 @@ class Search:
         fits: what was fitted to choose how bytes are divided between tokens and layers.
         timing: of the narrow model that was timed.
         scouts: what was trained for a short time.
-        refused: candidates that can't be made, with the reason.
     """
 
-    prepared: Prepared
+    bench: Workbench
     wish: Wish
-    limits: Limits
-    tell: Callable[[Event], None]
     announce: Callable[[Trial], None] = lambda trial: None
     presets: Sequence[str] = ()
     precisions: dict[str, str] = field(default_factory=dict)
@@ -108,8 +68,6 @@ class Search:
     fits: list[Fit] = field(default_factory=list)
     timing: Timing | None = None
     scouts: list[Scout] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    _shaping: float = field(default=0.0, init=False)
 
     def run(self) -> Trial:
         """Evaluate candidates until one fulfils the wish, or the time is up; returns the best. One that was trained and fulfils it is trained on,
@@ -122,7 +80,7 @@ class Search:
         self._begun = time.monotonic()
         for stage in (self._whole, self._mixed, self._untrained):
             # All of a stage for which there is time, since which of them is better can't be told before.
-            fulfilled = [self._try(candidate) for candidate in stage() if not self.trials or self._has_time(candidate, self._evaluating)]
+            fulfilled = [self._try(candidate) for candidate in stage() if not self.trials or self._has_time(candidate, self.bench.evaluating)]
             if any(fulfilled):
                 break
         else:
@@ -174,22 +132,18 @@ class Search:
         fits = tuple(FitReport(title=fit.candidate.title, distance=fit.distance) for fit in self.fits)
         return SearchReport(candidates=candidates, fits=fits, timed=timed, scouts=scouts, reference=self.trials[0].lanes[0].reference)
 
-    def recipe_of(self, trial: Trial) -> Recipe:
-        """The recipe of a candidate that was tried."""
-        return self._recipe(trial.candidate)
-
     # -- the whole model
 
     def _whole(self) -> list[Candidate]:
         """The whole model in the lanes' own precisions, and in each of the presets where a lane's format has it."""
-        lanes = [lane for target in self.prepared.targets for lane in target.lanes]
+        lanes = [lane for target in self.bench.prepared.targets for lane in target.lanes]
         choices: list[dict[str, str]] = [{}]
         for name in self.presets:
             choice = {lane.name: name for lane in lanes if name in PRESETS[lane.format] and name != lane.precision}
             if choice:
                 choices.append(choice)
             else:
-                self.refused.append(f"{name}: no lane has another precision that it could take the place of")
+                self.bench.refused.append(f"{name}: no lane has another precision that it could take the place of")
         return [Candidate(precisions=choice, parameters=self._shape["parameters"]) for choice in choices]
 
     def _mixed(self) -> list[Candidate]:
@@ -212,7 +166,7 @@ class Search:
 
     @property
     def _shape(self) -> dict[str, int]:
-        spec = self.prepared.resolved.spec
+        spec = self.bench.prepared.resolved.spec
         facts = {name: int(spec.facts.get(name) or 0) for name in ("vocabulary", "embedding_width", "layers", "layer_parameters")}
         return {"parameters": int(spec.parameters or 0), **facts}
 
@@ -223,9 +177,9 @@ class Search:
         whole layers on, the one that is nearest to the original when it is fitted."""
         balances = self._outlook.balances()
         for candidate in balances:
-            if self._left() < self._shaping + self._evaluating:
+            if self._left() < self.bench.shaping + self.bench.evaluating:
                 break
-            distance = self._distance_of(candidate)
+            distance = self.bench.distance(candidate)
             if distance is None:
                 continue
             self.fits.append(Fit(candidate, distance))
@@ -239,52 +193,41 @@ class Search:
     def _nearest_fit(self) -> Fit:
         return min(self.fits, key=lambda fit: fit.distance)
 
-    def _distance_of(self, candidate: Candidate) -> float | None:
-        """How far a candidate's answers in float32 are from the original's, on the development data; None where it can't be made, or nobody asks for
-        these answers, since without evaluation data parity is with the original."""
-        prepared = self._prepared_for(candidate)
-        if prepared is None or prepared.plan.reference == prepared.plan.original:
-            return None
-        plan, resolved = prepared.plan, prepared.resolved
-        entries = self._run(prepared, [plan.original, plan.reference])
-        original, own = (Answers.load(prepared.store.blob_path(entries[node].artifact.tree[f"{resolved.labelled}.npz"]))
-                         for node in (plan.original, plan.reference))
-        return mean_distance(resolved.spec.require_task(), original, own)
-
     # -- training
 
     def _train(self) -> None:
         """Train the shortlist for a short time each, and the best of it for the rest; where no two can be compared, the first of it at once."""
-        self._time()
+        narrow = self._outlook.to_time()
+        self.timing = self.bench.time(narrow) if narrow is not None else None
         shortlist = self._outlook.structures()
         if self.fits:
             shortlist = [self._nearest_fit.candidate, *(candidate for candidate in shortlist if candidate.layers is not None)]
         shortlist = shortlist[:SHORTLIST]
         if not shortlist:
-            self.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
+            self.bench.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
             return
         try:
-            self._reading = self._seconds_of_reading()
+            self.bench.read()
         except (PlanError, RecipeError) as exc:
-            self.refused.append(f"training: {exc.reason}")
+            self.bench.refused.append(f"training: {exc.reason}")
             return
-        if 2 * LEAST_EPOCHS * self._epoch_seconds(shortlist[0]) > TRYING * self._left():
-            ready = self._made_ready(shortlist[0]) if self._has_time(shortlist[0], self._evaluating + self._judging) else None
+        if 2 * LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0]) > TRYING * self._left():
+            ready = self.bench.make_ready(shortlist[0]) if self._has_time(shortlist[0], self.bench.evaluating + self.bench.judging) else None
             if ready is not None and self._train_on(ready):
-                self.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
+                self.bench.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
             return
         self._train_to_choose(shortlist)
         # How far the answers are from the original's is known far better than how many of them are right.
         for scout in sorted(self.scouts, key=lambda scout: scout.loss):
             if any(trial.candidate.has_the_shape_of(scout.candidate) for trial in self.trials):
                 continue  # too large or too slow, however it is trained
-            if self._evaluating > LOOKING * self._left() and self._train_on(scout):
+            if self.bench.evaluating > LOOKING * self._left() and self._train_on(scout):
                 return
             tried = len(self.trials)
             self._try(scout.candidate)
             if len(self.trials) == tried:
                 continue  # it can't be made
-            if self.trials[-1].has_the_shape or self._left() < self._evaluating + self._judging:
+            if self.trials[-1].has_the_shape or self._left() < self.bench.evaluating + self.bench.judging:
                 if not self.wish.is_surely_fulfilled(self.trials[-1]):
                     self._train_on(scout)
                 return
@@ -293,25 +236,20 @@ class Search:
         """Train what is worth a try for a short time each."""
         seconds = TRYING * self._left() / (len(shortlist) + 2)
         for candidate in self._worth_a_try(shortlist):
-            epoch = self._epoch_seconds(candidate)
+            epoch = self.bench.epoch_seconds(candidate)
             epochs = round(max(LEAST_EPOCHS, seconds / epoch), 1)
-            if not self._has_time(candidate, self._shaping + epochs * epoch + self._evaluating):
+            if not self._has_time(candidate, self.bench.shaping + epochs * epoch + self.bench.evaluating):
                 break
-            scout = self._scout(candidate.model_copy(update={"epochs": epochs}))
+            scout = self.bench.train(candidate.model_copy(update={"epochs": epochs}))
             if scout is not None:
                 self.scouts.append(scout)
-                self._reading *= scout.epoch_seconds / epoch
 
     def _has_time(self, candidate: Candidate, seconds: float) -> bool:
         """Whether so much time is left; where it is not, the candidate is noted as not tried."""
         if self._left() >= seconds:
             return True
-        self.refused.append(f"{candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
+        self.bench.refused.append(f"{candidate.title}: no time is left for it; give more than {self.wish.minutes:g} minutes")
         return False
-
-    def _epoch_seconds(self, candidate: Candidate) -> float:
-        """Seconds that an epoch of a candidate should take."""
-        return self._reading * (READING_COST + TRAINING_COST * candidate.compute)
 
     def _worth_a_try(self, shortlist: Sequence[Candidate]) -> Iterator[Candidate]:
         """The shortlist, deep ones first, until one is farther off than one before it; then what came nearest with fewer tokens in place of fewer
@@ -335,141 +273,24 @@ class Search:
 
     def _train_on(self, scout: Scout) -> bool:
         """Train a candidate for the time that is left, but for its evaluation here and once more on the evaluation data; whether there was any."""
-        epochs = round((self._left() - self._evaluating - self._judging - scout.starting_seconds) / scout.epoch_seconds, 1)
+        epochs = round((self._left() - self.bench.evaluating - self.bench.judging - scout.starting_seconds) / scout.epoch_seconds, 1)
         if epochs <= (0 if math.isinf(scout.loss) else scout.candidate.epochs):
             return False
         self._try(scout.candidate.trained_for(epochs))
         return True
 
-    def _made_ready(self, candidate: Candidate) -> Scout | None:
-        """Do for a candidate what comes before training; None where it can't be made. What rate it takes goes by an epoch's."""
-        whole_epoch = candidate.model_copy(update={"epochs": 1.0, "learning_rate": GENTLEST_RATE if candidate.compute > NEAR else None})
-        prepared = self._prepared_for(whole_epoch)
-        if prepared is None:
-            return None
-        (training,) = (node for node in prepared.plan.nodes.values() if node.step.name == "distill")
-        entries = self._run(prepared, [reference for reference in training.inputs.values() if not reference.startswith("@")])
-        names = {node.id: node.step.name for node in prepared.plan.nodes.values()}
-        starting = min(entry.run.seconds for node, entry in entries.items() if names[node] == "compute_teacher")
-        return Scout(whole_epoch, math.inf, starting, self._epoch_seconds(candidate))
-
-    def _scout(self, candidate: Candidate) -> Scout | None:
-        """Train a candidate, without exporting it; None where it can't be made."""
-        prepared = self._prepared_for(candidate)
-        if prepared is None:
-            return None
-        steps = {node.id: node.step.name for node in prepared.plan.nodes.values() if node.step.name in TRAINING_STEPS}
-        entries = self._run(prepared, list(steps))
-        (trained,) = (entry for node, entry in entries.items() if steps.get(node) == "distill")
-        training = trained.artifact.spec.facts["training"]
-        # The teacher's answers to the few development data take hardly longer than it takes to start.
-        starting = min(entry.run.seconds for node, entry in entries.items() if node in steps)
-        epochs = candidate.epochs * training["steps"] / training["of"]
-        return Scout(candidate, min(distance for _, distance in training["history"]), starting,
-                     max(trained.run.seconds - starting, 1.0) / epochs)
-
-    def _prepared_for(self, candidate: Candidate) -> Prepared | None:
-        """A candidate's plan; None where it can't be made."""
-        try:
-            return self.prepared.planned_anew(self._recipe(candidate))
-        except (PlanError, RecipeError) as exc:
-            self.refused.append(f"{candidate.title}: {exc.reason}")
-            return None
-
-    def _seconds_of_reading(self) -> float:
-        """Seconds that the original, as the teacher, takes to read the training texts once.
-
-        Raises:
-            PlanError: there is nothing to train on.
-        """
-        prepared = self.prepared.planned_anew(self._recipe(Candidate(epochs=1.0, parameters=0)))
-        teacher = next(node.id for node in prepared.plan.nodes.values() if node.step.name == "compute_teacher")
-        return self._run(prepared, [teacher])[teacher].run.seconds
-
-    def _time(self) -> None:
-        """Time the narrow model beside the original, where speed is wanted; it is not fitted to the original, since that changes no speed."""
-        candidate = self._outlook.to_time()
-        if candidate is None:
-            return
-        recipe = self._recipe(candidate)
-        unfitted = recipe.model_copy(update={"compress": recipe.compress.model_copy(update={"reconstruct": False})})
-        try:
-            prepared = self.prepared.planned_anew(unfitted)
-        except (PlanError, RecipeError) as exc:
-            self.refused.append(f"{candidate.title}: {exc.reason}")
-            return
-        counted = {lane.lane for lane in self._outlook.whole.lanes}
-        nodes = {plan.lane.name: str(plan.speed) for plan in prepared.plan.lanes if plan.lane.name in counted}
-        found = {}
-        for node, entry in self._run(prepared, list(nodes.values())).items():
-            if node in nodes.values():
-                found[node] = json.loads(prepared.store.blob_path(entry.artifact.tree[SPEED_FILE]).read_text(encoding="utf-8"))
-        self.timing = Timing(candidate=candidate, speedup={
-            lane: speedup(SpeedReport.model_validate({**found[node], "how": "measured"})) for lane, node in nodes.items() if node in found})
-
-    def _run(self, prepared: Prepared, wanted: list[str]) -> dict[str, Entry]:
-        entries = Scheduler(prepared.plan, prepared.store, self.limits, self.tell).run(wanted)
-        self._shaping = max(self._shaping, seconds_of(prepared, entries, SHAPING_STEPS))
-        return entries
-
     def _left(self) -> float:
         return self.wish.minutes * 60 - (time.monotonic() - self._begun)
 
-    # -- trying
-
-    def _recipe(self, candidate: Candidate) -> Recipe:
-        recipe = self.prepared.resolved.recipe
-        lanes = recipe.precision.lanes | {lane: Precision(preset=name) for lane, name in candidate.precisions.items()}
-        return recipe.model_copy(update={"compress": candidate.section, "precision": recipe.precision.model_copy(update={"lanes": lanes})})
-
     def _try(self, candidate: Candidate) -> bool:
         """Evaluate a candidate; whether it fulfils the wish. One that can't be made is no end of the search."""
-        try:
-            evaluation = Evaluation(self.prepared.planned_anew(self._recipe(candidate)), self.limits, self.tell)
-        except (PlanError, RecipeError) as exc:
-            if not self.trials:
-                raise
-            self.refused.append(f"{candidate.title}: {exc.reason}")
+        lanes = self.bench.evaluate(candidate)
+        if lanes is None:
             return False
-        lanes = tuple(self._lane(report) for report in self._judged(evaluation))
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
-        # What was stored took its time too, when it was made.
-        done = evaluation.prepared, evaluation.entries
-        self._shaping = max(self._shaping, seconds_of(*done, SHAPING_STEPS))
-        others = SHAPING_STEPS | MEASURING_STEPS | TRAINING_STEPS
-        self._evaluating = (seconds_of(*done) - seconds_of(*done, others)) / self.limits.jobs
-        self._judging = seconds_of(*done, JUDGING_STEPS) / self.limits.jobs
         self.trials.append(trial)
         self.announce(trial)
         return not trial.misses
-
-    def _judged(self, evaluation: Evaluation) -> list[LaneReport]:
-        """The lanes that count: those that are required or have a wish of their own; where there are none, all."""
-        offered = [plan for plan in evaluation.lanes if plan.variant is not None]
-        counted = [plan for plan in offered if plan.lane.required or plan.lane.name in self.wish.lane_speedups]
-        return [evaluation.report(plan) for plan in counted or offered]
-
-    def _lane(self, report: LaneReport) -> LaneTrial:
-        if not report.metrics:
-            raise RecipeError("tune needs a metric to choose by.", why=f"there is none for {self.prepared.resolved.spec.task} yet",
-                              hint="build with a recipe of your own choice instead")
-        result = (report.untruncated or report.metrics)[0]
-        speed = report.speed
-        assert speed is not None and speed.original_latency_ms is not None and report.distance is not None
-        return LaneTrial(lane=report.lane, size_bytes=report.size_bytes or 0, speedup=speedup(speed),
-                         latency_ms={length: times["p50"] for length, times in speed.latency_ms.items()},
-                         metric=result.lane, reference=result.reference, drop=result.drop, distance=report.distance)
-
-
-def speedup(speed: SpeedReport) -> dict[int, float]:
-    """How many times as fast as the original beside it a lane is, at its shortest and its longest length."""
-    own, original = speed.latency_ms, speed.original_latency_ms or {}
-    return {length: original[length]["p50"] / own[length]["p50"] for length in sorted({min(own), max(own)})}
-
-
-def seconds_of(prepared: Prepared, entries: Mapping[str, Entry], steps: Collection[str] | None = None) -> float:
-    """Seconds that some of a plan's steps took, whenever they ran; without names, all of them."""
-    return sum(entry.run.seconds for node, entry in entries.items() if steps is None or prepared.plan.nodes[node].step.name in steps)
 
 
 def on_development(prepared: Prepared) -> Prepared:

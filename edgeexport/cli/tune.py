@@ -22,6 +22,7 @@ from edgeexport.store import Store
 from edgeexport.target import load_target
 from edgeexport.tune import Search, on_development, write_recipe
 from edgeexport.verify.check import together
+from edgeexport.workbench import Workbench
 
 
 class Speedup(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -75,10 +76,10 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         wish = Wish(max_size_mb=max_size_mb, max_drop=max_drop, min_speedup=dict(speedups).get(None), minutes=minutes,
                     lane_speedups={lane: factor for lane, factor in speedups if lane is not None})
         with show_progress() as progress:
-            search = Search(on_development(prepared), wish, limits, progress.tell, announce=lambda trial: err.print(trial_line(trial)),
-                            presets=tuple(dict.fromkeys(presets)))
+            bench = Workbench(on_development(prepared), limits, progress.tell, needed_lanes=wish.lane_speedups)
+            search = Search(bench, wish, announce=lambda trial: err.print(trial_line(trial)), presets=tuple(dict.fromkeys(presets)))
             best = search.run()
-            final = prepared.planned_anew(search.recipe_of(best))
+            final = prepared.planned_anew(bench.recipe(best.candidate))
             found = search.report(best)
             built = build(final, directory, limits, progress.tell, search=found)
     missed = search.missed(best, [each.report for each in built])
@@ -93,7 +94,7 @@ def tune_command(model: str | None, targets: tuple[str, ...], recipe: Path | Non
         for each in built:
             show_built(each, final)
         out.print(f"recipe:  {path}", soft_wrap=True)
-        for refused in search.refused:
+        for refused in bench.refused:
             out.print(f"[dim]not tried: {escape(refused)}[/]")
         for words in missed:
             out.print(f"[yellow]not reached:[/] {words}")

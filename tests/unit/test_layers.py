@@ -31,7 +31,8 @@ LAYERS = (
     "saved_model_signature", "quantization", "checkpoint", "adapter", "saved_model", "store", "source",
     "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "loading", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
-    "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "candidates", "tune", "build", "verify_bundle", "cli", "__main__",
+    "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "candidates", "workbench", "tune",
+    "build", "verify_bundle", "cli", "__main__",
 )
 # What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, as `checkpoint` does for Transformers.
 FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model")

@@ -19,10 +19,11 @@ from edgeexport.plan import make_plan
 from edgeexport.prepare import Prepared
 from edgeexport.recipe import Recipe, load_recipe
 from edgeexport.report.model import Report
-from edgeexport.tune import Scout, Search, on_development, write_recipe
+from edgeexport.tune import Search, on_development, write_recipe
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import LaneReport
 from edgeexport.verify.metrics import MetricResult
+from edgeexport.workbench import Scout, Workbench
 
 # As all-MiniLM-L6-v2.
 FACTS = {"vocabulary": 30522, "layers": 6, "layer_parameters": 10_646_784, "embedding_width": 384}
@@ -36,6 +37,10 @@ def prepared(*, labelled: bool = True) -> Prepared:
     spec = found.spec.model_copy(update={"parameters": PARAMETERS, "facts": found.spec.facts | FACTS})
     found = replace(found, datasets=datasets, spec=spec)
     return Prepared(found, make_plan(found, [target()], HOST), HOST, (target(),), None)  # type: ignore[arg-type]
+
+
+def bench() -> Workbench:
+    return Workbench(prepared(), None, lambda event: None)  # type: ignore[arg-type]
 
 
 def wish(size: float | None = 11.4, drop: float = 0.02, speedup: float | None = None) -> Wish:
@@ -179,7 +184,7 @@ def in_lanes(precisions: dict[str, str], **latency: float) -> Trial:
 
 
 def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
-    search = Search(prepared(), wish(30), None, lambda event: None, presets=("static-int8", "weight-only-int8"))  # type: ignore[arg-type]
+    search = Search(bench(), wish(30), presets=("static-int8", "weight-only-int8"))
     own, static, weights = (candidate.precisions for candidate in search._whole())
     assert own == {}
     assert static == {"litert": "static-int8", "onnx": "static-int8"}
@@ -188,7 +193,7 @@ def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
     (mixed,) = search._mixed()
     assert mixed.precisions == {"onnx": "static-int8"}
     assert mixed.title == "static-int8 for onnx"
-    assert search._recipe(mixed).precision.lanes["onnx"].preset == "static-int8"
+    assert search.bench.recipe(mixed).precision.lanes["onnx"].preset == "static-int8"
     # All that is tried from there has the same, and is predicted from trials that have it.
     search.trials.append(in_lanes(mixed.precisions, litert=5.0, onnx=8.0))
     assert search._outlook.whole == search.trials[-1]
@@ -202,14 +207,14 @@ def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
 
 
 def test_a_precision_that_no_lane_has_is_said() -> None:
-    search = Search(prepared(), wish(), None, lambda event: None, presets=("dynamic-int8",))  # type: ignore[arg-type]
+    search = Search(bench(), wish(), presets=("dynamic-int8",))
     assert [candidate.precisions for candidate in search._whole()] == [{}]
-    assert search.refused == ["dynamic-int8: no lane has another precision that it could take the place of"]
+    assert search.bench.refused == ["dynamic-int8: no lane has another precision that it could take the place of"]
 
 
 def chosen(wanted: Wish, *trials: Trial) -> Trial:
     """Which of some trials a search takes."""
-    search = Search(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
+    search = Search(bench(), wanted)
     search.trials = [each.model_copy(update={"misses": tuple(miss for lane in each.lanes for miss in wanted.misses(lane))}) for each in trials]
     return search._best().model_copy(update={"misses": ()})
 
@@ -241,7 +246,7 @@ def test_what_fits_nothing_is_measured_by_how_far_it_is_from_the_wish() -> None:
 
 def test_the_evaluation_data_say_whether_the_metric_was_reached() -> None:
     wanted = wish(11.4, drop=0.01)
-    search = Search(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
+    search = Search(bench(), wanted)
     found = trial(12e6, 0.69)
     found = found.model_copy(update={"misses": tuple(wanted.misses(found.lanes[0]))})
     size, metric = "litert: 12 MB, more than 11.4", "litert: the metric drops by 0.030, more than 0.01"
@@ -260,7 +265,7 @@ def test_the_evaluation_data_say_whether_the_metric_was_reached() -> None:
 def test_the_front_holds_what_no_other_beats() -> None:
     small, fast, good = trial(10e6, 0.6, 9), trial(12e6, 0.6, 5), trial(20e6, 0.7, 10)
     worse = trial(12e6, 0.59, 9)
-    search = Search(prepared(), wish(), None, lambda event: None, trials=[small, worse, fast, good])  # type: ignore[arg-type]
+    search = Search(bench(), wish(), trials=[small, worse, fast, good])
     assert search.pareto == [small, fast, good]
 
 
@@ -295,55 +300,73 @@ def test_the_winner_is_an_ordinary_recipe_wherever_it_lies(tmp_path: Path) -> No
         write_recipe(recipe, tmp_path / "model")
 
 
-class Rehearsed(Search):
-    """A search in which nothing runs: candidates come to what a test says, and the clock goes as far as it says."""
+class RehearsedBench(Workbench):
+    """Nothing runs here: candidates come to what a test says, and the clock goes as far as it says.
 
-    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], minutes: float = 20.0, good: float | None = None,
-                 drop: float = 0.0, size: float | None = None, reading: float = 10.0, evaluating: float = 60.0) -> None:
-        wanted = Wish(max_size_mb=size, max_drop=drop, min_speedup=2.0, minutes=minutes)
-        super().__init__(prepared(), wanted, None, lambda event: None)  # type: ignore[arg-type]
-        self.distances, self.shapes, self.good, self.reading = distances, shapes, good, reading
-        self.spent, self.scouted, self.tried, self.fitted = 0.0, [], [], {}  # type: ignore[var-annotated]
-        self._evaluating, self._judging = evaluating, 25.0
+    Attributes:
+        distances: number of layers → loss after a short training; those of others can't be made.
+        shapes: number of layers → whether it is fast enough.
+        fitted: rank → distance of what is fitted.
+        good: from how many epochs on a candidate is good enough.
+    """
 
-    def _left(self) -> float:
-        return self.wish.minutes * 60 - self.spent
+    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0) -> None:
+        super().__init__(prepared(), None, lambda event: None, evaluating=evaluating, judging=25.0)  # type: ignore[arg-type]
+        self.distances, self.shapes, self.seconds_of_reading = distances, shapes, reading
+        self.fitted: dict[int | None, float] = {}
+        self.spent, self.trained, self.evaluated = 0.0, [], []  # type: ignore[var-annotated]
 
-    def _seconds_of_reading(self) -> float:
+    def read(self) -> None:
+        self.reading = self.seconds_of_reading
         self.spent += self.reading
-        return self.reading
 
-    def _time(self) -> None:
-        self.timing = timing(3.0)
+    def time(self, candidate: Candidate) -> Timing | None:
+        return timing(3.0)
 
-    def _distance_of(self, candidate: Candidate) -> float | None:
+    def distance(self, candidate: Candidate) -> float | None:
         self.spent += 30
         return self.fitted.get(candidate.rank)
 
-    def _made_ready(self, candidate: Candidate) -> Scout | None:
+    def make_ready(self, candidate: Candidate) -> Scout | None:
         self.spent += 40
         ready = Scout(candidate.model_copy(update={"epochs": 1.0}), math.inf, 10.0, 25 * candidate.compute)
         return ready if candidate.layers in self.distances else None
 
-    def _scout(self, candidate: Candidate) -> Scout | None:
+    def train(self, candidate: Candidate) -> Scout | None:
         if candidate.layers not in self.distances:
             return None
-        self.scouted.append(candidate)
+        self.trained.append(candidate)
         self.spent += 10 + 25 * candidate.compute * candidate.epochs
         return Scout(candidate, self.distances[candidate.layers], 10.0, 25 * candidate.compute)
 
-    def _try(self, candidate: Candidate) -> bool:
-        self.spent += self._evaluating + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.scouted else 0)
-        self.tried.append(candidate)
+    def evaluate(self, candidate: Candidate) -> tuple[LaneTrial, ...] | None:
+        self.spent += self.evaluating + (10 + 25 * candidate.compute * candidate.epochs if candidate.epochs and candidate not in self.trained else 0)
+        self.evaluated.append(candidate)
         fast = candidate.epochs and self.shapes[candidate.layers]
-        measured = trial(candidate.parameters + 1.2e6, speedup=3.0 if fast else 1.0).model_copy(update={"candidate": candidate})
+        return trial(candidate.parameters + 1.2e6, speedup=3.0 if fast else 1.0).lanes
+
+
+class Rehearsed(Search):
+    """A search on such a bench, whose clock is the bench's. Candidates that were trained for `good` epochs fulfil the wish."""
+
+    def __init__(self, bench: RehearsedBench, minutes: float = 20.0, good: float | None = None, drop: float = 0.0, size: float | None = None) -> None:
+        super().__init__(bench, Wish(max_size_mb=size, max_drop=drop, min_speedup=2.0, minutes=minutes))
+        self.rehearsed, self.good = bench, good
+
+    def _left(self) -> float:
+        return self.wish.minutes * 60 - self.rehearsed.spent
+
+    def _try(self, candidate: Candidate) -> bool:
+        super()._try(candidate)
         fulfils = self.good is not None and candidate.epochs >= self.good
-        self.trials.append(measured.model_copy(update={"misses": () if fulfils else tuple(self.wish.misses(measured.lanes[0]))}))
+        if fulfils:
+            self.trials[-1] = self.trials[-1].model_copy(update={"misses": ()})
         return fulfils
 
 
-def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], **options: Any) -> Rehearsed:
-    search = Rehearsed(distances, shapes, **options)
+def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0,
+             **options: Any) -> Rehearsed:
+    search = Rehearsed(RehearsedBench(distances, shapes, reading, evaluating), **options)
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search._train()
     return search
@@ -351,37 +374,37 @@ def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool],
 
 def test_the_nearest_of_the_right_shape_gets_the_rest_of_the_time() -> None:
     found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: False, 3: True})
-    assert [candidate.layers for candidate in found.scouted] == [None, 4, 3, 4]
+    assert [candidate.layers for candidate in found.rehearsed.trained] == [None, 4, 3, 4]
     # The nearest turns out too slow, at whatever rate it is trained; the next one is trained on.
-    assert [candidate.layers for candidate in found.tried] == [4, 3, 3]
-    assert found.tried[1] in found.scouted
-    short, long = found.tried[1:]
+    assert [candidate.layers for candidate in found.rehearsed.evaluated] == [4, 3, 3]
+    assert found.rehearsed.evaluated[1] in found.rehearsed.trained
+    short, long = found.rehearsed.evaluated[1:]
     assert long.epochs > 3 * short.epochs
     assert long.learning_rate == pytest.approx(min(1e-3, 3e-4 * (long.epochs / short.epochs) ** 0.5), rel=0.1)
-    assert -1 < found._left() - found._judging < 1  # the winner is judged by the evaluation data, too
+    assert -1 < found._left() - found.bench.judging < 1  # the winner is judged by the evaluation data, too
 
 
 def test_what_surely_fulfils_the_wish_ends_the_search() -> None:
     distances, shapes = {None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}
     found = rehearse(distances, shapes, good=0.1, drop=0.05)  # a drop of 0.02 with an interval up to 0.03
-    assert [candidate.layers for candidate in found.tried] == [4]
+    assert [candidate.layers for candidate in found.rehearsed.evaluated] == [4]
     # What fulfils it by the middle of its interval is trained on.
     found = rehearse(distances, shapes, good=0.1, drop=0.025)
-    assert [candidate.layers for candidate in found.tried] == [4, 4]
-    assert found.tried[1].epochs > 3 * found.tried[0].epochs
+    assert [candidate.layers for candidate in found.rehearsed.evaluated] == [4, 4]
+    assert found.rehearsed.evaluated[1].epochs > 3 * found.rehearsed.evaluated[0].epochs
 
 
 def test_where_fewer_layers_are_farther_off_still_fewer_are_not_tried() -> None:
     found = rehearse({None: 0.1, 4: 0.2, 3: 0.05}, {None: True, 4: True, 3: True})
-    assert [candidate.layers for candidate in found.scouted] == [None, 4, None]
+    assert [candidate.layers for candidate in found.rehearsed.trained] == [None, 4, None]
 
 
 def test_the_nearest_is_tried_with_fewer_tokens_and_a_lower_rate_too() -> None:
     distances = {None: 0.3, 4: 0.1, 3: 0.2}
     found = rehearse(distances, dict.fromkeys(distances, True), size=11.4)
-    assert [(candidate.layers, candidate.rank is None, candidate.vocabulary is None) for candidate in found.scouted] == [
+    assert [(candidate.layers, candidate.rank is None, candidate.vocabulary is None) for candidate in found.rehearsed.trained] == [
         (None, False, True), (4, False, True), (3, False, True), (4, True, False), (4, False, True)]
-    first, other, gentle = found.scouted[1], *found.scouted[3:]
+    first, other, gentle = found.rehearsed.trained[1], *found.rehearsed.trained[3:]
     assert gentle == first.model_copy(update={"learning_rate": 1e-4, "epochs": gentle.epochs})
     assert gentle.section.distill is not None and gentle.section.distill.learning_rate == 1e-4 and gentle.title.endswith("rate 0.0001")
     assert first.width == other.width
@@ -389,93 +412,93 @@ def test_the_nearest_is_tried_with_fewer_tokens_and_a_lower_rate_too() -> None:
 
 
 def test_the_rate_that_did_better_is_kept() -> None:
-    class Gentle(Rehearsed):
-        def _scout(self, candidate: Candidate) -> Scout | None:
-            found = super()._scout(candidate)
-            return found and replace(found, loss=found.loss / 2 if candidate.learning_rate else found.loss)
+    class Gentle(RehearsedBench):
+        def train(self, candidate: Candidate) -> Scout | None:
+            found = super().train(candidate)
+            return found and replace(found, loss=found.loss / 2 if candidate.learning_rate == 1e-4 else found.loss)
 
-    search = Gentle({4: 0.1}, {4: True})
+    search = Rehearsed(Gentle({4: 0.1}, {4: True}))
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search._train()
-    assert search.tried[0].learning_rate == 1e-4
-    assert 1e-4 < (search.tried[1].learning_rate or 0) < 1e-3
+    assert search.rehearsed.evaluated[0].learning_rate == 1e-4
+    assert 1e-4 < (search.rehearsed.evaluated[1].learning_rate or 0) < 1e-3
 
 
 def test_what_cannot_be_made_is_left_out() -> None:
-    assert [candidate.layers for candidate in rehearse({3: 0.2}, {3: True}).tried] == [3, 3]
-    assert rehearse({}, {}).tried == []
+    assert [candidate.layers for candidate in rehearse({3: 0.2}, {3: True}).rehearsed.evaluated] == [3, 3]
+    assert rehearse({}, {}).rehearsed.evaluated == []
 
 
 def test_a_search_says_why_it_trains_nothing() -> None:
-    search = Rehearsed({}, {}, minutes=0.1)
+    search = Rehearsed(RehearsedBench({}, {}), minutes=0.1)
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
-    search.spent = 1000.0
+    search.rehearsed.spent = 1000.0
     search._train()
-    assert "no time is left" in search.refused[0] and "0.1 minutes" in search.refused[0]
-    search = Rehearsed({}, {})
+    assert "no time is left" in search.bench.refused[0] and "0.1 minutes" in search.bench.refused[0]
+    search = Rehearsed(RehearsedBench({}, {}))
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=0.01)]
-    search._time = lambda: None  # type: ignore[method-assign]
+    search.bench.time = lambda candidate: None  # type: ignore[method-assign]
     search._train()
-    assert search.refused == ["training: no number of layers, of heads and neurons and of tokens would be small and fast enough"]
+    assert search.bench.refused == ["training: no number of layers, of heads and neurons and of tokens would be small and fast enough"]
 
 
 def test_where_there_is_time_for_one_training_alone_the_deepest_gets_it_all() -> None:
     found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, reading=250.0)
-    assert found.scouted == []
-    (only,) = found.tried
+    assert found.rehearsed.trained == []
+    (only,) = found.rehearsed.evaluated
     assert only.layers is None and only.epochs > 10
     assert only.learning_rate == pytest.approx(min(1e-3, 3e-4 * only.epochs ** 0.5), rel=0.1)
-    assert -3 < found._left() - found._judging < 3
-    assert len(found.refused) == 2 and all("too few to compare it" in words for words in found.refused)
-    assert rehearse({4: 0.1}, {4: True}, reading=250.0).tried == []  # the deepest can't be made
+    assert -3 < found._left() - found.bench.judging < 3
+    assert len(found.bench.refused) == 2 and all("too few to compare it" in words for words in found.bench.refused)
+    assert rehearse({4: 0.1}, {4: True}, reading=250.0).rehearsed.evaluated == []  # the deepest can't be made
 
 
 def test_what_was_trained_to_choose_is_not_evaluated_where_that_costs_much_of_the_time() -> None:
     distances, shapes = {None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}
     for evaluating, evaluated in ((60.0, [4, 4]), (200.0, [4])):
         found = rehearse(distances, shapes, evaluating=evaluating)
-        assert [candidate.layers for candidate in found.tried] == evaluated
-        assert found.tried[-1].epochs > 3 * found.scouted[1].epochs
-        assert -3 < found._left() - found._judging < 3
+        assert [candidate.layers for candidate in found.rehearsed.evaluated] == evaluated
+        assert found.rehearsed.evaluated[-1].epochs > 3 * found.rehearsed.trained[1].epochs
+        assert -3 < found._left() - found.bench.judging < 3
 
 
 def test_little_time_is_not_overdrawn() -> None:
     for minutes in (0.5, 2.0, 4.0, 8.0):
         found = rehearse({None: 0.3, 4: 0.1, 3: 0.2}, {None: True, 4: True, 3: True}, minutes=minutes)
-        assert found._left() > -70 if found.tried else found.scouted == [] or minutes < 4
+        assert found._left() > -70 if found.rehearsed.evaluated else found.rehearsed.trained == [] or minutes < 4
 
 
 def test_what_needs_no_training_is_tried_as_long_as_there_is_time() -> None:
     for minutes, tried in ((20.0, 3), (3.2, 2), (1.0, 1)):  # a minute each, for whole layers and for fewer tokens
-        search = Rehearsed({}, {}, minutes=minutes)
+        search = Rehearsed(RehearsedBench({}, {}), minutes=minutes)
         search.wish = wish(17.0).model_copy(update={"minutes": minutes})
-        search.fitted = {152: 0.1, 192: 0.2}  # half a minute each
+        search.rehearsed.fitted = {152: 0.1, 192: 0.2}  # half a minute each
         search._train = lambda: None  # type: ignore[method-assign]
         search.run()
-        assert len(search.tried) == tried
-        assert len(search.refused) == 3 - tried and all("no time is left" in words for words in search.refused)
+        assert len(search.rehearsed.evaluated) == tried
+        assert len(search.bench.refused) == 3 - tried and all("no time is left" in words for words in search.bench.refused)
 
 
 def test_of_the_ways_to_divide_the_bytes_the_nearest_is_tried_and_trained() -> None:
-    search = Rehearsed({None: 0.1}, {None: True})
+    search = Rehearsed(RehearsedBench({None: 0.1}, {None: True}))
     search.wish = wish(17.0)
-    search.fitted = {152: 0.3, 192: 0.1, 232: 0.2, 272: 0.0}  # the last is not asked for: the one before is farther off
+    search.rehearsed.fitted = {152: 0.3, 192: 0.1, 232: 0.2, 272: 0.0}  # the last is not asked for: the one before is farther off
     search.run()
     assert [fit.candidate.rank for fit in search.fits] == [152, 192, 232]
-    assert [candidate.rank for candidate in search.tried[:3]] == [None, 192, None]
-    assert {candidate.rank for candidate in search.scouted if candidate.vocabulary is None} == {192}
+    assert [candidate.rank for candidate in search.rehearsed.evaluated[:3]] == [None, 192, None]
+    assert {candidate.rank for candidate in search.rehearsed.trained if candidate.vocabulary is None} == {192}
     found = search.report(search.trials[1])
     assert [(fit.title, fit.distance) for fit in found.fits][1] == ("rank 192, width 0.89", 0.1)
 
 
 def test_without_training_data_the_search_says_so() -> None:
-    search = Rehearsed({}, {})
+    search = Rehearsed(RehearsedBench({}, {}))
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
 
-    def refuse() -> float:
+    def refuse() -> None:
         raise PlanError("compress.distill needs training data.", why="it goes by texts", hint="add some")
 
-    search._seconds_of_reading = refuse  # type: ignore[method-assign]
+    search.bench.read = refuse  # type: ignore[method-assign]
     search._train()
-    assert search.refused == ["training: compress.distill needs training data: it goes by texts"]
-    assert search.tried == []
+    assert search.bench.refused == ["training: compress.distill needs training data: it goes by texts"]
+    assert search.rehearsed.evaluated == []
