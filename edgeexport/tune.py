@@ -54,7 +54,7 @@ class Search:
         presets: precisions to try in place of the lanes' own.
         precisions: lane → the preset that was best for it, where that is not its own.
         trials: what was evaluated, in order.
-        fits: what was fitted to choose how bytes are divided between tokens and layers.
+        fits: what was fitted to choose what to evaluate untrained.
         timing: of the narrow model that was timed.
         scouts: what was trained for a short time.
     """
@@ -173,21 +173,23 @@ class Search:
     # -- without training
 
     def _untrained(self) -> list[Candidate]:
-        """What needs no training and may be good enough: as many tokens as fit; and of the ways to divide the bytes between tokens and layers, from
-        whole layers on, the one that is nearest to the original when it is fitted."""
-        balances = self._outlook.balances()
+        """What needs no training and may be good enough: the nearest to the original, once it is fitted, of as many tokens as fit and of the ways to
+        divide the bytes between tokens and layers, from whole layers on."""
+        fewer, balances = self._outlook.fewer_tokens(), self._outlook.balances()
         for candidate in balances:
-            if self._left() < self.bench.shaping + self.bench.evaluating:
+            if not self._fit(candidate) or self.fits[-1] != self._nearest_fit:
                 break
-            distance = self.bench.distance(candidate)
-            if distance is None:
-                continue
+        if fewer is not None:
+            self._fit(fewer)
+        return [self._nearest_fit.candidate] if self.fits else [*balances[:1], *([fewer] if fewer else [])]
+
+    def _fit(self, candidate: Candidate) -> bool:
+        """Fit a candidate, and see how far it is from the original; whether there was time for it, and for evaluating one then, and it could be made."""
+        needed = self.bench.shaping + self.bench.judging + self.bench.evaluating
+        distance = self.bench.distance(candidate) if self._left() > needed else None
+        if distance is not None:
             self.fits.append(Fit(candidate, distance))
-            if distance > self._nearest_fit.distance:
-                break
-        found = [self._nearest_fit.candidate] if self.fits else balances[:1]
-        fewer = self._outlook.fewer_tokens()
-        return [*found, fewer] if fewer is not None else found
+        return distance is not None
 
     @property
     def _nearest_fit(self) -> Fit:
@@ -206,13 +208,15 @@ class Search:
         if not shortlist:
             self.bench.refused.append("training: no number of layers, of heads and neurons and of tokens would be small and fast enough")
             return
+        if not self._has_time(shortlist[0], self.bench.evaluating + self.bench.judging):
+            return
         try:
             self.bench.read()
         except (PlanError, RecipeError) as exc:
             self.bench.refused.append(f"training: {exc.reason}")
             return
         if 2 * LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0]) > TRYING * self._left():
-            ready = self.bench.make_ready(shortlist[0]) if self._has_time(shortlist[0], self.bench.evaluating + self.bench.judging) else None
+            ready = self.bench.make_ready(shortlist[0])
             if ready is not None and self._train_on(ready):
                 self.bench.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
             return
