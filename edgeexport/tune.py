@@ -184,7 +184,7 @@ class Search:
         return [self._nearest_fit.candidate] if self.fits else [*balances[:1], *([fewer] if fewer else [])]
 
     def _fit(self, candidate: Candidate) -> bool:
-        """Fit a candidate, and see how far it is from the original; whether there was time for it, and for evaluating one then, and it could be made."""
+        """Fit a candidate, and see how far it is from the original; False where it can't be made or no time is left."""
         needed = self.bench.shaping + self.bench.judging + self.bench.evaluating
         distance = self.bench.distance(candidate) if self._left() > needed else None
         if distance is not None:
