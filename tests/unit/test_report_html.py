@@ -13,7 +13,17 @@ import pytest
 
 from edgeexport.report.charts import interval_plot, latency_chart
 from edgeexport.report.html import render_html, where
-from edgeexport.report.model import CandidateReport, CompressionReport, DatasetReport, Report, ScoutReport, SearchReport, StepReport
+from edgeexport.report.model import (
+    CandidateReport,
+    CompressionReport,
+    DatasetReport,
+    FitReport,
+    Report,
+    ScoutReport,
+    SearchReport,
+    StepReport,
+    TimedReport,
+)
 from edgeexport.report.numbers import amount, check_figure, fixed, plain
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.intervals import Estimate
@@ -444,6 +454,8 @@ def candidate(title: str, size_mb: float, quality: float, **marks: Any) -> Candi
 SEARCH = SearchReport(
     candidates=(candidate("INT8 alone", 24.0, 0.73, misses=("litert: 24.0 MB, more than 11.4",)), candidate("width 0.35", 17.0, 0.65, front=False),
                 candidate("3 layers, 3 epochs", 11.0, 0.707), candidate("3 layers, 19 epochs", 11.0, 0.712, chosen=True)),
+    fits=(FitReport(title="rank 152", distance=0.0871), FitReport(title="rank 232, width 0.77", distance=0.0662)),
+    timed=TimedReport(title="width 0.4", speedup=2.25),
     scouts=(ScoutReport(title="3 layers, 3 epochs", loss=0.1119), ScoutReport(title="6 layers, 3 epochs", loss=0.1128)),
     reference=estimate(0.736, 0.69, 0.78))
 SMALLER = CompressionReport(parameters=(22_713_216, 10_206_928), vocabulary=(30_522, 16_079), layers=(6, 3), heads=(2, 11, 12))
@@ -461,6 +473,8 @@ def test_a_search_shows_every_candidate_once_and_what_was_trained_to_choose() ->
     rows = [row.text() for row in section.all("tr")]
     assert sum("(built)" in row for row in rows) == 1 and any("24.0 MB, more than 11.4" in row for row in rows)
     assert any("6 layers, 3 epochs" in row and "0.1128" in row for row in rows)
+    assert any("rank 232, width 0.77" in row and "0.066" in row for row in rows)
+    assert "width 0.4 is 2.2 times as fast as float32" in " ".join(section.text().split())
     # Two points in one place: their numbers stand side by side.
     shifts = [float(str(text.attributes["dx"])) for group in groups for text in group.all("text")]
     assert shifts[3] >= shifts[2] + 10 and shifts[0] == shifts[1] == shifts[2]
