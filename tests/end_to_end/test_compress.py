@@ -64,7 +64,7 @@ def test_a_model_made_smaller_is_built_measured_and_judged(data: Cli) -> None:
 def test_tune_tries_candidates_and_writes_the_best_as_a_recipe(data: Cli) -> None:
     recipe = data.directory / "edgeexport.toml"
     recipe.write_text(recipe.read_text() + '[data.calibration]\nfile = "training.csv"\n')
-    ran = data("tune", "--target", "linux-x86_64", "--precision", "static-int8", "--max-size-mb", "0.099", "--max-drop", "0.9", "--minutes", "0.5",
+    ran = data("tune", "--target", "linux-x86_64", "--precision", "static-int8", "--max-size-mb", "0.099", "--max-drop", "0.9", "--minutes", "4",
                "--json")
     assert ran.code in {0, 1, 3}, ran.err
     found = ran.json
