@@ -79,8 +79,9 @@ class Search:
         """
         self._begun = time.monotonic()
         for stage in (self._whole, self._mixed, self._untrained):
-            # All of a stage for which there is time, since which of them is better can't be told before.
-            fulfilled = [self._try(candidate) for candidate in stage() if not self.trials or self._has_time(candidate, self.bench.evaluating)]
+            # All of a stage for which there is time, since which is better can't be told before; to mix precisions that were tried takes none.
+            fulfilled = [self._try(candidate) for candidate in stage()
+                         if not self.trials or stage == self._mixed or self._has_time(candidate, self.bench.evaluating)]
             if any(fulfilled):
                 break
         else:
@@ -264,7 +265,7 @@ class Search:
                 break
         if self.scouts:
             other = self._outlook.with_another_table(self._nearest)
-            if other is not None:
+            if other is not None and other.vocabulary != self._nearest.vocabulary:
                 yield other
             rate = USUAL_RATE
             while (self._nearest.learning_rate or USUAL_RATE) == rate > GENTLEST_RATE:

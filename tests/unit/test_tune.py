@@ -493,6 +493,33 @@ def test_of_the_ways_to_divide_the_bytes_the_nearest_is_tried_and_trained() -> N
     assert [(fit.title, fit.distance) for fit in found.fits][1] == ("rank 232, width 0.77", 0.1)
 
 
+def test_a_mixture_of_precisions_that_were_tried_needs_no_time() -> None:
+    search = Rehearsed(RehearsedBench({}, {}), minutes=2.0)  # for two trials, and none after them
+    search.presets, search._train = ("static-int8",), lambda: None  # type: ignore[method-assign]
+
+    def mixed() -> list[Candidate]:
+        search.precisions = {"litert": "static-int8"}
+        return [Candidate(precisions=search.precisions, parameters=PARAMETERS)]
+
+    search._mixed = mixed  # type: ignore[method-assign]
+    search.run()
+    assert [candidate.precisions for candidate in search.rehearsed.evaluated][-1] == {"litert": "static-int8"}
+    assert search._outlook.whole.candidate.precisions == search.precisions
+
+
+def test_fewer_tokens_are_not_trained_twice() -> None:
+    search = Rehearsed(RehearsedBench({None: 0.1}, {None: True}), size=17.0)
+    search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
+    fewer = outlook(wish(17.0), search.trials[0]).fewer_tokens()
+    assert fewer is not None
+    search.timing, search.scouts = timing(3.0), []
+    tried = []
+    for candidate in search._worth_a_try([fewer]):
+        tried.append(candidate)
+        search.scouts.append(Scout(candidate, 0.1 + len(tried), 1.0, 1.0))
+    assert [candidate.learning_rate for candidate in tried] == [None, 1e-4]  # and no other table
+
+
 def test_where_fewer_tokens_are_nearer_they_are_tried() -> None:
     search = Rehearsed(RehearsedBench({}, {}))
     search.wish = wish(17.0)
