@@ -93,6 +93,10 @@ class Wish(Model):
         return Miss(limit="metric", share=(drop.value - self.max_drop) / max(reference.value, 1e-9),
                     words=f"{lane}: the metric drops by {drop.value:.3f}, more than {self.max_drop:g}")
 
+    def is_fulfilled(self, trial: Trial) -> bool:
+        """Whether a trial keeps every limit."""
+        return not trial.misses
+
     def is_surely_fulfilled(self, trial: Trial) -> bool:
         """Whether a trial keeps every limit, and that of the metric with the whole interval of its drop."""
         return not trial.misses and all(lane.drop.high <= self.max_drop for lane in trial.lanes)

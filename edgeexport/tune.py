@@ -70,19 +70,20 @@ class Search:
     scouts: list[Scout] = field(default_factory=list)
 
     def run(self) -> Trial:
-        """Evaluate candidates until one fulfils the wish, or the time is up; returns the best. One that was trained and fulfils it is trained on,
-        unless the whole interval of its drop does.
+        """Evaluate candidates until one fulfils the wish, or the time is up; returns the best. One that was made smaller and fulfils it is trained
+        on, unless the whole interval of its drop does.
 
         Raises:
             RecipeError: there are no labelled development data, or no metric for the task.
             EdgeExportError: a step failed.
         """
         self._begun = time.monotonic()
-        for stage in (self._whole, self._mixed, self._untrained):
+        stages = ((self._whole, self.wish.is_fulfilled), (self._mixed, self.wish.is_fulfilled), (self._untrained, self.wish.is_surely_fulfilled))
+        for stage, is_enough in stages:
             # All of a stage for which there is time, since which is better can't be told before; to mix precisions that were tried takes none.
-            fulfilled = [self._try(candidate) for candidate in stage()
-                         if not self.trials or stage == self._mixed or self._has_time(candidate, self.bench.evaluating)]
-            if any(fulfilled):
+            tried = [self._try(candidate) for candidate in stage()
+                     if not self.trials or stage == self._mixed or self._has_time(candidate, self.bench.evaluating)]
+            if any(trial is not None and is_enough(trial) for trial in tried):
                 break
         else:
             self._train()
@@ -95,7 +96,7 @@ class Search:
         The metric comes before the distance only where the development data can tell two candidates apart by it: a few hundred examples know
         a drop to a point or two, and the distance of the answers to a hundredth of itself.
         """
-        fulfilled = [trial for trial in self.trials if not trial.misses]
+        fulfilled = [trial for trial in self.trials if self.wish.is_fulfilled(trial)]
         if fulfilled and self.wish.max_size_mb is None:
             return min(fulfilled, key=lambda trial: (trial.candidate.parameters, trial.distance))
         best = min(self.trials, key=lambda trial: (trial.shortfall, trial.worst.drop.value))
@@ -228,12 +229,11 @@ class Search:
                 continue  # too large or too slow, however it is trained
             if self.bench.evaluating > LOOKING * self._left() and self._train_on(scout):
                 return
-            tried = len(self.trials)
-            self._try(scout.candidate)
-            if len(self.trials) == tried:
-                continue  # it can't be made
-            if self.trials[-1].has_the_shape or self._left() < self.bench.evaluating + self.bench.judging:
-                if not self.wish.is_surely_fulfilled(self.trials[-1]):
+            trial = self._try(scout.candidate)
+            if trial is None:
+                continue
+            if trial.has_the_shape or self._left() < self.bench.evaluating + self.bench.judging:
+                if not self.wish.is_surely_fulfilled(trial):
                     self._train_on(scout)
                 return
 
@@ -287,15 +287,15 @@ class Search:
     def _left(self) -> float:
         return self.wish.minutes * 60 - (time.monotonic() - self._begun)
 
-    def _try(self, candidate: Candidate) -> bool:
-        """Evaluate a candidate; whether it fulfils the wish. One that can't be made is no end of the search."""
+    def _try(self, candidate: Candidate) -> Trial | None:
+        """Evaluate a candidate; None for one that can't be made, which is no end of the search."""
         lanes = self.bench.evaluate(candidate)
         if lanes is None:
-            return False
+            return None
         trial = Trial(candidate=candidate, lanes=lanes, misses=tuple(miss for lane in lanes for miss in self.wish.misses(lane)))
         self.trials.append(trial)
         self.announce(trial)
-        return not trial.misses
+        return trial
 
 
 def on_development(prepared: Prepared) -> Prepared:

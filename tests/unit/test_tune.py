@@ -356,12 +356,11 @@ class Rehearsed(Search):
     def _left(self) -> float:
         return self.wish.minutes * 60 - self.rehearsed.spent
 
-    def _try(self, candidate: Candidate) -> bool:
-        super()._try(candidate)
-        fulfils = self.good is not None and candidate.epochs >= self.good
-        if fulfils:
-            self.trials[-1] = self.trials[-1].model_copy(update={"misses": ()})
-        return fulfils
+    def _try(self, candidate: Candidate) -> Trial | None:
+        tried = super()._try(candidate)
+        if tried is not None and self.good is not None and candidate.epochs >= self.good:
+            tried = self.trials[-1] = tried.model_copy(update={"misses": ()})
+        return tried
 
 
 def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0,
@@ -491,6 +490,16 @@ def test_of_the_ways_to_divide_the_bytes_the_nearest_is_tried_and_trained() -> N
     assert {candidate.rank for candidate in search.rehearsed.trained if candidate.vocabulary is None} == {232}
     found = search.report(search.trials[1])
     assert [(fit.title, fit.distance) for fit in found.fits][1] == ("rank 232, width 0.77", 0.1)
+
+
+def test_what_was_made_smaller_without_training_is_trained_unless_it_surely_fulfils_the_wish() -> None:
+    for drop, trained in ((0.025, True), (0.05, False)):  # a drop of 0.02 with an interval up to 0.03
+        search = Rehearsed(RehearsedBench({None: 0.1}, {None: True}))
+        search.wish = wish(17.0, drop=drop)
+        search.rehearsed.fitted = {152: 0.1, 232: 0.2, None: 0.3}
+        search.run()
+        assert not search.trials[1].misses
+        assert any(candidate.epochs for candidate in search.rehearsed.evaluated) == trained
 
 
 def test_a_mixture_of_precisions_that_were_tried_needs_no_time() -> None:
