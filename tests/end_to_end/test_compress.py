@@ -72,7 +72,8 @@ def test_tune_tries_candidates_and_writes_the_best_as_a_recipe(data: Cli) -> Non
     candidates = found["search"]["candidates"]
     assert candidates[0]["title"] == "INT8 alone"
     assert candidates[1]["title"].startswith("static-int8 for ")
-    assert {fit["title"] for fit in found["search"]["fits"]} == {"rank 24", "486 tokens"}
+    # Which lanes then have which precision goes by their speed.
+    assert {fit["title"].partition(", static-int8")[0] for fit in found["search"]["fits"]} == {"rank 24", "486 tokens"}
     nearest = min(found["search"]["fits"], key=lambda fit: fit["distance"])
     (chosen,) = (candidate["title"] for candidate in candidates if candidate["chosen"])
     assert chosen.startswith(nearest["title"])
