@@ -206,6 +206,16 @@ def test_each_lane_takes_the_precision_that_serves_it_best() -> None:
     assert search.precisions == weights
 
 
+def test_a_precision_that_is_hardly_smaller_and_much_farther_off_is_not_better() -> None:
+    whole = trial(23.9e6, distance=0.04, latency=11.0).model_copy(update={"candidate": Candidate(parameters=PARAMETERS)})
+    static = trial(23.6e6, distance=0.32, latency=10.0).model_copy(
+        update={"candidate": Candidate(precisions={"litert": "static-int8"}, parameters=PARAMETERS)})
+    for speedup, wanted in ((None, {}), (1.5, {"litert": "static-int8"})):  # where speed is wanted, it is faster
+        search = Search(bench(), wish(17.0, speedup=speedup), trials=[whole, static])
+        assert search._mixed() == []
+        assert search.precisions == wanted
+
+
 def test_a_precision_that_no_lane_has_is_said() -> None:
     search = Search(bench(), wish(), presets=("dynamic-int8",))
     assert [candidate.precisions for candidate in search._whole()] == [{}]
