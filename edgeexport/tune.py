@@ -33,8 +33,8 @@ TRYING = 0.15
 LEAST_EPOCHS = 0.5
 # Evaluating what was trained for a short time can end the search early; it is worth no more than this share of the time that is left.
 LOOKING = 0.15
-# Shortfalls that differ by no more are alike: the files of one model in two precisions of 8 bits differ by 2 % of their size.
-ALIKE = 0.02
+# Shortfalls that differ by no more, as a share of what a lane has, are alike: files of one model in two precisions of 8 bits differ by 3 % of their size.
+ALIKE = 0.05
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Search:
         for name in dict.fromkeys(lane.lane for trial in self.trials for lane in trial.lanes):
             pairs = [(lane, trial.candidate.precisions) for trial in self.trials for lane in trial.lanes if lane.lane == name]
             shortfalls = [sum(miss.share for miss in self.wish.misses(lane)) for lane, _ in pairs]
-            alike = [pair for pair, shortfall in zip(pairs, shortfalls, strict=True) if shortfall <= min(shortfalls) + ALIKE]
+            alike = [pair for pair, shortfall in zip(pairs, shortfalls, strict=True) if 1 + shortfall <= (1 + ALIKE) * (1 + min(shortfalls))]
             _, best = min(alike, key=lambda pair: (0.0 if self.wish.for_speed else pair[0].distance, pair[0].latency))
             if name in best:
                 self.precisions[name] = best[name]
