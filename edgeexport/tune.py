@@ -33,7 +33,7 @@ TRYING = 0.15
 LEAST_EPOCHS = 0.5
 # Evaluating what was trained for a short time can end the search early; it is worth no more than this share of the time that is left.
 LOOKING = 0.15
-# Shortfalls that differ by no more, as a share of what a lane has, are alike: files of one model in two precisions of 8 bits differ by 3 % of their size.
+# Shortfalls that differ by no more, as a share of what a lane has, are alike: files of one model in two precisions of 8 bits differ by 3 %.
 ALIKE = 0.05
 
 
