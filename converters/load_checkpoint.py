@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeexport.artifact import Kind, Spec, digest_file
+from edgeexport.artifact import Kind, Spec, Task, digest_file
 from edgeexport.errors import CheckpointError
 from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._generation_spec import write_generation
 from ._own_code import brings_code
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class LoadCheckpoint(Step):
         """Copy and check."""
         take_files(inputs["source"], out, context)
         if self.text is not None:
-            write_text(out, self.text, self.spec.facts.get("vocabulary") or 0, context)
+            write_text(out, self.text, self.spec, context)
         return self.spec
 
 
@@ -67,23 +68,27 @@ def take_files(source: View, out: Path, context: Context) -> None:
             raise CheckpointError(f"{name} was changed while it was read.", hint="start again when nothing writes to the checkpoint")
 
 
-def write_text(directory: Path, data: dict[str, Any], vocabulary: int, context: Context) -> None:
+def write_text(directory: Path, data: dict[str, Any], spec: Spec, context: Context) -> None:
     """Write `text.json`: the text spec, with the ids of the mask and padding tokens as the tokenizer's files name them.
+
+    For text generation, `generation.json` too.
 
     Args:
         directory: a checkpoint's files; gets `tokenizer.json` where there is none.
         data: the text spec.
-        vocabulary: how many tokens the model knows.
+        spec: what the checkpoint is.
         context: told what happens.
 
     Raises:
-        CheckpointError: the tokenizer does not load, or makes nothing of an empty text.
+        CheckpointError: the tokenizer does not load, or makes nothing of an empty text that has to be something.
     """
     if not (directory / "tokenizer.json").is_file():
         context.report(None, "making tokenizer.json")
-        write_fast_tokenizer(directory, vocabulary)
+        write_fast_tokenizer(directory, spec.facts.get("vocabulary") or 0)
     text = TextSpec.from_dict(data)
-    if not load_tokenizer(directory).encode("").ids:
+    if spec.task is Task.TEXT_GENERATION:
+        write_generation(directory, load_tokenizer(directory))
+    elif not load_tokenizer(directory).encode("").ids:
         raise CheckpointError("The tokenizer adds no special tokens.", why="an empty text would be no input at all",
                               hint="save the tokenizer with its post-processor, as the model was trained with")
     mask_id = token_id(directory, "mask_token")

@@ -73,7 +73,7 @@ class MergeAdapter(Step):
         for name, there in self.taken.items():
             (out / there).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(adapter / name, out / there)
-        write_text(out, self.text, self.spec.facts.get("vocabulary") or 0, context)
+        write_text(out, self.text, self.spec, context)
         return pruned_spec(model, self.spec, out)
 
     def _base(self, directory: Path, adapter: Path) -> PreTrainedModel:

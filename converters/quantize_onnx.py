@@ -4,20 +4,27 @@ Dynamic: activations get a scale per token while the model runs (:mod:`._onnx_dy
 is the fastest product of bytes there is, with weights that keep it exact on every instruction set (:func:`._int8_weights.quantize_columns`).
 
 Static: onnxruntime's quantizer, with ranges from calibration data. Both may be mixed in one file.
+
+Blockwise: weights alone are made small, in 8 or 4 bits (:mod:`._onnx_blockwise`), for language models, whose speed is that of reading them.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from edgeexport.artifact import Kind, Spec
+from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.policy import Policy
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._onnx_blockwise import BITS, quantize_blockwise
 from ._onnx_quantization import chosen_operators, quantize
 from .measure_ranges import read_ranges
+
+# What lies beside a language model's graph, and is true of it in any precision.
+BESIDE = ("genai_config.json",)
 
 
 class QuantizeOnnx(Step):
@@ -44,11 +51,27 @@ class QuantizeOnnx(Step):
             return Refusal(reason="the policy leaves everything in float", hint="use the preset float32 without overrides")
         if "weight-only" in schemes:
             return Refusal(reason="ONNX has no preset for weight-only INT8", hint="use dynamic-int8")
+        if schemes & BITS.keys() and schemes - BITS.keys():
+            return Refusal(reason=f"{' and '.join(sorted(schemes))} can't be mixed in one file",
+                           hint="leave operators in float, or in blocks of 8 or 4 bits")
+        if model.task is Task.TEXT_GENERATION and schemes - BITS.keys():
+            return Refusal(reason="a language model's weights are quantized in blocks", hint="use blockwise-int8 or blockwise-int4")
         return model.model_copy(update={"precision": self.precision, "bytes": (model.bytes or 0) // 4, "facts": {}})
+
+    def memory_mb(self, inputs: Mapping[str, Spec]) -> int:
+        """Blocks are made of one matrix at a time."""
+        return 1500 if self.policy.default in BITS else super().memory_mb(inputs)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize every operator that the policy does not leave in float."""
-        path = inputs["model"].path / "model.onnx"
+        folder = inputs["model"].path
+        path = folder / "model.onnx"
         context.report(None, f"quantizing ({self.precision})")
-        quantize(path, chosen_operators(path, self.policy), read_ranges(inputs, self.policy), out / "model.onnx")
+        if self.policy.default in BITS:
+            quantize_blockwise(folder, chosen_operators(path, self.policy), out)
+            for name in BESIDE:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, out / name)
+        else:
+            quantize(path, chosen_operators(path, self.policy), read_ranges(inputs, self.policy), out / "model.onnx")
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]

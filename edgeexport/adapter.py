@@ -20,7 +20,6 @@ from edgeexport.checkpoint import (
     HEADS,
     LABELLED_TASKS,
     TOKENIZER_FILES,
-    VECTOR_TASKS,
     WEIGHTS,
     WEIGHTS_INDEX,
     Checkpoint,
@@ -29,6 +28,7 @@ from edgeexport.checkpoint import (
 )
 from edgeexport.errors import CheckpointError
 from edgeexport.quantization import Quantization
+from edgeexport.text_settings import VECTOR_TASKS
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -40,6 +40,7 @@ class Task(StrEnum):
     TOKEN_CLASSIFICATION = "token-classification"
     QUESTION_ANSWERING = "question-answering"
     FILL_MASK = "fill-mask"
+    TEXT_GENERATION = "text-generation"
 
 
 class Blob(Model):

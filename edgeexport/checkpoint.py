@@ -14,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgeexport.architectures import DECODERS, ENCODERS
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.errors import CheckpointError
 from edgeexport.quantization import Quantization, count_weights, read_quantization
 from edgeexport.recipe import ModelSection
-from edgeexport.session.tasks import PAIR_TASKS
 from edgeexport.session.text import TextSpec
+from edgeexport.text_settings import text_settings
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -27,7 +28,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 # Files that make a checkpoint, besides its weights. Everything else in the directory (other formats, training state) is left alone.
 KEPT = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|modules|sentence_bert_config"
-    r"|config_sentence_transformers)\.json|vocab\.txt|merges\.txt|bpe\.codes|[\w.-]+\.model|[0-9]+_\w+/config\.json"
+    r"|config_sentence_transformers)\.json|chat_template\.jinja|vocab\.txt|merges\.txt|bpe\.codes|[\w.-]+\.model|[0-9]+_\w+/config\.json"
     r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.md",
     re.IGNORECASE,
 )
@@ -37,42 +38,18 @@ DOCUMENTS = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*|README\.m
 CODE = re.compile(r"\w+\.py")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
-# Encoders that tests send through every exporter, with what sets them apart: the offset by which position ids start
-# (RoBERTa counts from pad_token_id + 1), and whether the model takes token_type_ids.
-ENCODERS: dict[str, tuple[int, bool]] = {
-    "albert": (0, True),
-    "bert": (0, True),
-    "camembert": (2, False),
-    "distilbert": (0, False),
-    "electra": (0, True),
-    "mobilebert": (0, True),
-    "mpnet": (2, False),
-    "roberta": (2, False),
-    "xlm-roberta": (2, False),
-}
-
 HEADS = {
     Task.TEXT_CLASSIFICATION: ("ForSequenceClassification",),
     Task.TOKEN_CLASSIFICATION: ("ForTokenClassification",),
     Task.QUESTION_ANSWERING: ("ForQuestionAnswering",),
     Task.FILL_MASK: ("ForMaskedLM", "ForPreTraining"),
+    Task.TEXT_GENERATION: ("ForCausalLM", "LMHeadModel"),
 }
 # What lies in a layer, by the names of weights that Transformers' encoders have.
 LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers)\.\d+\.")
-VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 LABELLED_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
-
-
 # Classes of a head of which config.json says nothing. Source: Transformers' PretrainedConfig.num_labels.
 UNNAMED_LABELS = 2
-
-# Modes of sentence-transformers' Pooling: since version 6 the value of `pooling_mode`, before it the flag `pooling_mode_…`.
-POOLING_MODES = {"cls": "cls", "max": "max", "mean": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len", "lasttoken": "lasttoken"}
-POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
-                 "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
-                 "pooling_mode_lasttoken": "lasttoken"}
-# The prompt that goes before a document: the first of these that there is. Source: sentence-transformers' encode_document.
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
@@ -153,12 +130,12 @@ class Checkpoint:
             CheckpointError: it is missing or not supported.
         """
         model_type = self.config.get("model_type")
-        if model_type is not None and (self.own_code or model_type in ENCODERS):
+        if model_type is not None and (self.own_code or model_type in ENCODERS or model_type in DECODERS):
             return str(model_type)
         if model_type is None:
             raise CheckpointError(f"{self.name}: config.json has no model_type.", hint="is this a Transformers checkpoint?")
         raise CheckpointError(f"{self.name}: the architecture '{model_type}' is not supported.",
-                              why=f"proven so far: {', '.join(ENCODERS)}")
+                              why=f"proven so far: {', '.join((*ENCODERS, *DECODERS))}")
 
     def task(self, wanted: Task | None) -> Task:
         """The task to build for: the wanted one, if the model has the head for it, else the one its head is for.
@@ -237,6 +214,11 @@ class Checkpoint:
         return found
 
     @property
+    def chat_template(self) -> bool:
+        """Whether there is one."""
+        return "chat_template.jinja" in self.sizes or bool(self.json("tokenizer_config.json").get("chat_template"))
+
+    @property
     def licence(self) -> str | None:
         """The licence that the model card's front matter states, as it states it."""
         card = self.path / "README.md"
@@ -253,6 +235,7 @@ class Checkpoint:
             CheckpointError: any reason not to go on.
         """
         architecture, task = self.architecture, self.task(section.task)
+        self._require_served(architecture, task)
         self.require_tokenizer()
         labelled = task in LABELLED_TASKS
         lossy = {"lossy_source": self.quantization.words} if self.quantization else {}
@@ -261,6 +244,14 @@ class Checkpoint:
                     facts={"labels": self.labels if labelled else [], "licence": self.licence,
                            "problem_type": self.config.get("problem_type"),
                            "vocabulary": self.config.get("vocab_size"), **self.shape} | lossy)
+
+    def _require_served(self, architecture: str, task: Task) -> None:
+        """Raises CheckpointError where an architecture that is known is not known for this task."""
+        if (task is Task.TEXT_GENERATION) != (architecture in DECODERS):
+            generates = task is Task.TEXT_GENERATION
+            raise CheckpointError(f"{self.name} cannot be built for {task}.",
+                                  why=f"the architecture '{architecture}' is known for {'other tasks' if generates else Task.TEXT_GENERATION} only",
+                                  hint=f"known for {task}: {', '.join(DECODERS if generates else ENCODERS)}")
 
     def require_tokenizer(self) -> None:
         """Raises CheckpointError where there is no tokenizer."""
@@ -274,103 +265,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a value that the model can't have.
         """
-        task, sources = self.task(section.task), {}
-        own, sources["own_max_length"] = self._own_max_length()
-        longest = section.max_length or own
-        if longest > own:
-            raise CheckpointError(f"{self.name} reads at most {own} tokens ({sources['own_max_length']}), not {longest}.",
-                                  hint="lower model.max_length in the recipe")
-        sources["max_length"] = "recipe" if section.max_length else sources["own_max_length"]
-
-        pooling, normalize = None, False
-        if task in VECTOR_TASKS:
-            pooling, sources["pooling"] = self._pooling(task)
-            normalize, sources["normalize"] = self._normalize()
-            if section.pooling is not None:
-                pooling, sources["pooling"] = section.pooling, "recipe"
-            if section.normalize is not None:
-                normalize, sources["normalize"] = section.normalize, "recipe"
-
-        prefixes = self._prefixes()
-        for key, given in (("query", section.query_prefix), ("document", section.document_prefix)):
-            if given is not None:
-                prefixes[key] = given
-            if prefixes[key]:
-                sources[f"{key}_prefix"] = "recipe" if given is not None else "config_sentence_transformers.json: prompts"
-        if any(prefixes.values()):
-            self._check_prefixes(task)
-        if self.json("sentence_bert_config.json").get("do_lower_case") and not self.json("tokenizer_config.json").get("do_lower_case"):
-            raise CheckpointError(f"{self.name} wants its texts in lower case, which its tokenizer does not see to.",
-                                  why="sentence_bert_config.json: do_lower_case", hint="save it with a tokenizer that lower-cases")
-        if self.json("tokenizer_config.json").get("truncation_side", "right") != "right":
-            raise CheckpointError(f"{self.name} cuts long texts at their start.", why="tokenizer_config.json: truncation_side is not 'right'",
-                                  hint="if that is a left-over, take the key out of tokenizer_config.json")
-
-        _, takes_types = self._traits
-        inputs = ("input_ids", "attention_mask", "token_type_ids") if takes_types and task in PAIR_TASKS else (
-            "input_ids", "attention_mask")
-        pad = self.config.get("pad_token_id")
-        sources["pad_id"] = "default 0" if pad is None else "config.json: pad_token_id"
-        return TextSpec(max_length=longest, own_max_length=own, pad_id=pad or 0, inputs=inputs, pooling=pooling, normalize=normalize,
-                        query_prefix=prefixes["query"], document_prefix=prefixes["document"], sources=sources)
-
-    @property
-    def _traits(self) -> tuple[int, bool]:
-        """The entry of :data:`ENCODERS`; of an architecture that is code of the checkpoint's own, what its config shows."""
-        return ENCODERS.get(self.architecture, (0, (self.config.get("type_vocab_size") or 0) > 1))
-
-    def _own_max_length(self) -> tuple[int, str]:
-        offset, _ = self._traits
-        limits = []
-        if self.config.get("max_position_embeddings") is not None:
-            limits.append((int(self.config["max_position_embeddings"]) - offset, "config.json: max_position_embeddings"))
-        stated = self.json("tokenizer_config.json").get("model_max_length")
-        if stated is not None and stated < 1_000_000:  # "no limit" is stored as a huge number
-            limits.append((int(stated), "tokenizer_config.json: model_max_length"))
-        sentence = self.json("sentence_bert_config.json").get("max_seq_length")
-        if sentence is not None:
-            limits.append((int(sentence), "sentence_bert_config.json: max_seq_length"))
-        if not limits:
-            return 512, "default: the checkpoint states no limit"
-        return min(limits)
-
-    def _prefixes(self) -> dict[str, str]:
-        """What sentence-transformers puts before a query and a document."""
-        config = self.json("config_sentence_transformers.json")
-        prompts: dict[str, str] = {key: text or "" for key, text in (config.get("prompts") or {}).items()}
-        other = prompts.get(str(config.get("default_prompt_name")), "")
-        return {"query": prompts.get("query", other),
-                "document": next((prompts[key] for key in DOCUMENT_PROMPTS if key in prompts), other)}
-
-    def _check_prefixes(self, task: Task) -> None:
-        """Raises CheckpointError where a prefix would not do what it is for."""
-        if task is Task.TOKEN_CLASSIFICATION:
-            raise CheckpointError("A prefix has no place before a text whose words are classified.", hint="take it out of the recipe")
-        for file, config in self._pooling_files():
-            if not config.get("include_prompt", True):
-                raise CheckpointError(f"{self.name}: {file} leaves the prefix out of the pooling.", why="include_prompt = false is not supported")
-
-    def _pooling_files(self) -> list[tuple[str, dict[str, Any]]]:
-        files = [f"{module['path']}/config.json" for module in self.modules if module["type"].endswith(".Pooling")]
-        return [(file, self.json(file, required=True)) for file in files]
-
-    def _pooling(self, task: Task) -> tuple[str, str]:
-        for file, config in self._pooling_files():
-            flagged = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
-            wanted = config.get("pooling_mode", flagged)
-            chosen = [wanted] if isinstance(wanted, str) else list(wanted)
-            if len(chosen) != 1 or chosen[0] not in POOLING_MODES:
-                raise CheckpointError(f"{self.name}: the pooling of {file} is not supported.",
-                                      why=f"it wants {' and '.join(chosen) or 'none'}; supported is one of {', '.join(POOLING_MODES)}")
-            return POOLING_MODES[chosen[0]], file
-        if task is Task.SENTENCE_SIMILARITY:
-            return "mean", "default: the checkpoint has no modules.json"
-        return "none", "default: one vector per token"
-
-    def _normalize(self) -> tuple[bool, str]:
-        if any(module["type"].endswith(".Normalize") for module in self.modules):
-            return True, "modules.json"
-        return False, "modules.json has no Normalize" if self.modules else "default: the checkpoint has no modules.json"
+        return text_settings(self, section)
 
 
 def belongs(file: str, *, trusted: bool) -> bool:

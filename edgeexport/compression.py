@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from edgeexport.artifact import Task
 from edgeexport.catalog import make_step
-from edgeexport.checkpoint import VECTOR_TASKS
+from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.errors import PlanError
 from edgeexport.graph import Graph
 from edgeexport.recipe import DistillSection, PruneSection

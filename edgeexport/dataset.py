@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -31,6 +31,13 @@ class Entity(Model):
     label: str
 
 
+class Message(Model):
+    """A message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class Row(Model):
     """One example.
 
@@ -38,9 +45,10 @@ class Row(Model):
         id: unique in its data set.
         text: the text; for question answering, the question.
         text_pair: the second text of a pair; for question answering, the context.
-        role: ``query`` or ``document`` in a retrieval set; decides the prefix.
+        role: ``query`` or ``document`` in a retrieval set; decides the prefix. ``prompt`` for a text that a language model is to go on with.
         label: the right class, or for a query the id of the right document.
         entities: the named things in the text, for token classification.
+        messages: a conversation, for text generation; `text` then is what is said in it.
     """
 
     id: str
@@ -49,6 +57,7 @@ class Row(Model):
     role: str | None = None
     label: str | None = None
     entities: tuple[Entity, ...] | None = None
+    messages: tuple[Message, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -146,6 +155,8 @@ def read_dataset(name: str, source: DataFile, base: Path, task: Task, *, labels:
         row = Row(id=f"{name}-{record.number - 1}", text="", role=source.role)
         if task is Task.QUESTION_ANSWERING:
             row = row.model_copy(update={"text": record.need("question"), "text_pair": record.need("context")})
+        elif task is Task.TEXT_GENERATION:
+            row = row.model_copy(update=_written(record))
         elif retrieval:
             row = row.model_copy(update={"text": record.need("text"), "role": "query", "label": record.need("answer")})
             if row.label not in known:
@@ -176,6 +187,9 @@ def read_texts(path: Path) -> Dataset:
     """
     rows = []
     for record in records(path, {}):
+        if record.value("messages") is not None:
+            rows.append(Row(id=f"texts-{record.number - 1}", **_written(record)))
+            continue
         asked = record.get("text") is None and record.get("question") is not None
         text, pair = ("question", "context") if asked else ("text", "text_pair")
         rows.append(Row(id=f"texts-{record.number - 1}", text=record.need(text), text_pair=record.get(pair)))
@@ -191,6 +205,21 @@ def _chosen(found: list[Record], source: DataFile, path: Path) -> Iterator[Recor
             raise DataError(f"{path} has no field '{column}', which `where` asks for.",
                             why=f"its fields are {', '.join(found[0].columns)}")
     return (record for record in found if all(str(record.columns.get(column)) == value for column, value in source.where.items()))
+
+
+def _written(record: Record) -> dict[str, Any]:
+    """The text or the conversation of a row for text generation."""
+    stated = record.value("messages")
+    if stated is None:
+        return {"text": record.need("text")}
+    try:
+        messages = tuple(Message.model_validate(message) for message in stated)
+    except (ValidationError, TypeError) as exc:
+        raise DataError(f"{record.path}: row {record.number} has messages that cannot be read.",
+                        why='wanted is a list of objects such as {"role": "user", "content": "Hello"}; roles are system, user and assistant') from exc
+    if not messages:
+        raise DataError(f"{record.path}: row {record.number} has no messages.")
+    return {"text": "\n".join(message.content for message in messages), "messages": messages}
 
 
 def _class_label(record: Record, classes: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.session.generation import GENERATION_FILE
 from edgeexport.session.payload import PAYLOAD_FILE
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -38,8 +39,9 @@ class AssemblePayload(Step):
         """Copy, and describe in `payload.json`."""
         checkpoint, model = inputs["checkpoint"], inputs["model"]
         (out / "text").mkdir()
-        for name in ("tokenizer.json", "text.json"):
-            shutil.copyfile(checkpoint.path / name, out / "text" / name)
+        for name in ("tokenizer.json", "text.json", GENERATION_FILE):
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, out / "text" / name)
         for path in sorted(checkpoint.path.iterdir()):
             if path.name.lower().startswith(LICENCE_FILES):
                 (out / "licences").mkdir(exist_ok=True)

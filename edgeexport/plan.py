@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeexport.artifact import Artifact, Kind, Spec
+from edgeexport.artifact import Artifact, Kind, Spec, Task
 from edgeexport.catalog import make_step
 from edgeexport.compression import plan_compression
 from edgeexport.errors import PlanError
@@ -22,17 +22,23 @@ SHORTEST_LENGTH = 16
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The converters that a kind of source goes through: to export each format, and to compute its reference."""
+class Way:
+    """The converters that a source goes through: to export each format, and to compute its reference."""
 
     export: Mapping[str, str]
     reference: str
 
 
-ORIGINS = {
-    Kind.CHECKPOINT: Origin({"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
-    Kind.SAVED_MODEL: Origin({"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
+WAYS = {
+    Kind.CHECKPOINT: Way({"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
+    Kind.SAVED_MODEL: Way({"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
 }
+WAY_OF_DECODERS = Way({"onnx": "export_decoder_onnx"}, "compute_generation_reference")
+
+
+def way_of(spec: Spec) -> Way:
+    """The way that a source goes."""
+    return WAY_OF_DECODERS if spec.task is Task.TEXT_GENERATION else WAYS[spec.kind]
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     _require_fit(resolved, targets)
     sources = {"source": resolved.source} | ({"base": resolved.base.leaf} if resolved.base else {})
     graph = Graph({name: with_digests(leaf) for name, leaf in sources.items()} | resolved.leaves)
-    origin = ORIGINS[resolved.spec.kind]
+    way = way_of(resolved.spec)
     loaded = plan_loading(graph, resolved)
     checkpoint = plan_compression(graph, resolved, loaded)
 
@@ -174,12 +180,14 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
         if len(refusals) == len(target.lanes):
             raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(refusals))
     # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
-    cut_early = resolved.text.max_length < resolved.text.own_max_length
+    # A language model's context is no such cut: it is compared at the same tokens as the original.
+    cut_early = resolved.text.max_length < resolved.text.own_max_length and resolved.spec.task is not Task.TEXT_GENERATION
     untruncated = tuple(name for name in judging if name == resolved.labelled and cut_early)
 
     def answers_of(model: str, names: Sequence[str]) -> str:
-        step = make_step(origin.reference, datasets=tuple(names), untruncated=tuple(name for name in names if name in untruncated))
-        return graph.must(f"{origin.reference}[{model}]" if model != loaded else origin.reference, step,
+        cut: dict[str, Any] = {"untruncated": tuple(name for name in names if name in untruncated)} if untruncated else {}
+        step = make_step(way.reference, datasets=tuple(names), **cut)
+        return graph.must(f"{way.reference}[{model}]" if model != loaded else way.reference, step,
                           {"checkpoint": model, **{name: judging[name] for name in names}})
 
     # Without labels nothing but the original's own answers can judge what compression cost.
@@ -206,7 +214,7 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     task = resolved.spec.require_task()
     if task not in lane.tasks:
         return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"), served=False)
-    if lane.format not in ORIGINS[resolved.spec.kind].export:
+    if lane.format not in way_of(resolved.spec).export:
         return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)
     exported = _export(graph, resolved, lane, checkpoint, policy)
@@ -242,8 +250,10 @@ def _float_payload(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str
 
 def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model in float32."""
-    export = ORIGINS[resolved.spec.kind].export[lane.format]
-    options: dict[str, Any] = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
+    export = way_of(resolved.spec).export[lane.format]
+    options: dict[str, Any] = {}
+    if resolved.spec.task is not Task.TEXT_GENERATION:
+        options = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
     inputs = {"checkpoint": checkpoint}
     if policy.smoothing and policy.needs_calibration and "calibration" in resolved.datasets:
         if resolved.spec.kind is not Kind.CHECKPOINT:

@@ -7,7 +7,7 @@ from typing import Literal
 from edgeexport.artifact import Model
 from edgeexport.errors import UnknownName
 
-Scheme = Literal["float", "dynamic", "weight-only", "static"]
+Scheme = Literal["float", "dynamic", "weight-only", "static", "blockwise", "blockwise-4bit"]
 Ranges = Literal["minmax", "percentile", "entropy"]
 
 
@@ -17,7 +17,8 @@ class Override(Model):
     Attributes:
         match: a shell pattern, tried on the path of an operator's module, such as ``*.layer.0.*`` or ``classifier``, and on the names of its
             weights and outputs; ``op:NAME`` matches every operator of that type, ``op:*`` every operator. One that matches nothing is an error.
-        scheme: how those operators are computed. ``static`` and ``dynamic`` may be mixed in one file.
+        scheme: how those operators are computed. ``static`` and ``dynamic`` may be mixed in one file, and so may ``blockwise`` (8 bits) and
+            ``blockwise-4bit``.
     """
 
     match: str
@@ -55,6 +56,8 @@ PRESETS: dict[str, dict[str, Policy]] = {
         "float32": Policy(default="float"),
         "dynamic-int8": Policy(default="dynamic"),
         "static-int8": Policy(default="static"),
+        "blockwise-int8": Policy(default="blockwise"),
+        "blockwise-int4": Policy(default="blockwise-4bit"),
     },
     "tflite": {
         "float32": Policy(default="float"),

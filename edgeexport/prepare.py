@@ -16,7 +16,7 @@ from edgeexport.runner.environment import Environment
 from edgeexport.session.payload import RUNTIMES
 from edgeexport.store import Store
 from edgeexport.target import Target, load_target, target_names
-from edgeexport.verify.parity import check_names
+from edgeexport.verify.margins import check_names
 
 
 @dataclass(frozen=True)

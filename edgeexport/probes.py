@@ -6,9 +6,10 @@ import importlib.resources
 from pathlib import Path
 
 from edgeexport.artifact import Task
-from edgeexport.dataset import Dataset, Row
+from edgeexport.dataset import Dataset, Message, Row
 from edgeexport.records import read_records
 
+ONE_IN = 5
 ORIGIN = "the probe set that ships with edgeexport"
 
 
@@ -29,6 +30,27 @@ def probe_set(task: Task, mask_token: str | None = None) -> Dataset:
         rows = [Row(id=name, text=hide_word(text, token)) for name, text in texts.items() if text.strip() and token not in text]
     else:
         rows = [Row(id=name, text=text) for name, text in texts.items()]
+    return Dataset(name="probes", rows=tuple(rows), origin=ORIGIN)
+
+
+def generation_probes(*, conversations: bool) -> Dataset:
+    """The probe set for text generation: texts to be read, one of them longer than any context, and prompts to be gone on with.
+
+    Reading costs a language model much more than an encoder, so it gets one text in five.
+
+    Args:
+        conversations: whether the model was trained on them: then prompts are what a user says, and some have been answered before.
+    """
+    folder = Path(str(importlib.resources.files("edgeexport.data"))) / "probes"
+    texts = [Row(id=record["id"], text=record["text"]) for record in read_records(folder / "texts.jsonl")]
+    rows = [row for row in texts[::ONE_IN] if row.text.strip()]
+    rows.append(Row(id="long", text="\n\n".join(row.text for row in texts)))
+    for record in read_records(folder / "prompts.jsonl"):
+        messages = tuple(Message(role=role, content=content) for role, content in record["messages"])
+        if conversations:
+            rows.append(Row(id=record["id"], text="\n".join(message.content for message in messages), messages=messages))
+        elif len(messages) == 1:
+            rows.append(Row(id=record["id"], text=messages[0].content, role="prompt"))
     return Dataset(name="probes", rows=tuple(rows), origin=ORIGIN)
 
 

@@ -25,7 +25,8 @@ from edgeexport.store import Entry
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.intervals import Estimate
 from edgeexport.verify.lane_report import Group, LaneReport, Repair
-from edgeexport.verify.parity import MARGINS, bound_for, parity_checks
+from edgeexport.verify.margins import MARGINS, bound_for
+from edgeexport.verify.parity import parity_checks
 
 SENSITIVITY_FILE = "sensitivity.json"
 # What a gentler precision costs at least, as a share of the whole: so that what has no weights is not free.

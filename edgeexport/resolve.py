@@ -10,7 +10,7 @@ from edgeexport.artifact import Spec, Task
 from edgeexport.checkpoint import Checkpoint
 from edgeexport.dataset import Dataset, joined, read_dataset, read_texts
 from edgeexport.errors import DataError, LineageError
-from edgeexport.probes import probe_set
+from edgeexport.probes import generation_probes, probe_set
 from edgeexport.quantization import Quantization
 from edgeexport.recipe import DataFile, Recipe
 from edgeexport.saved_model import SavedModel
@@ -89,7 +89,8 @@ def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedMode
         LineageError: one shapes the model, and shares texts with one that judges it.
     """
     task, data, base = spec.require_task(), recipe.data, recipe.directory
-    found = {"probes": probe_set(task, mask_token(checkpoint) if task is Task.FILL_MASK else None)}
+    found = {"probes": generation_probes(conversations=bool(checkpoint.chat_template)) if task is Task.TEXT_GENERATION else probe_set(
+        task, mask_token(checkpoint) if task is Task.FILL_MASK else None)}
     if texts is not None or data.texts is not None:
         found["texts"] = read_texts(texts if texts is not None else base / str(data.texts))
         if task is Task.QUESTION_ANSWERING and any(row.text_pair is None for row in found["texts"].rows):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeexport.artifact import Kind, Spec, Task
-from edgeexport.checkpoint import ENCODERS, KEPT, VECTOR_TASKS, WEIGHTS, WEIGHTS_INDEX, Checkpoint
+from edgeexport.architectures import ENCODERS
+from edgeexport.checkpoint import KEPT, WEIGHTS, WEIGHTS_INDEX, Checkpoint
+from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
 from edgeexport.saved_model_signature import KERAS_SUFFIX, SAVED_MODEL_FILE, Signature, read_signature

@@ -164,11 +164,17 @@ class Store:
         return entry
 
     def view(self, tree: Mapping[str, Blob], directory: Path) -> Path:
-        """Lay the blobs of a tree out below a directory, as links. What sees it must not write to it."""
+        """Lay the blobs of a tree out below a directory, as links. What sees it must not write to it.
+
+        Hard links where they are possible: onnxruntime takes no weights from a file beside the model that turns out to lie elsewhere.
+        """
         for name, blob in tree.items():
             link = directory / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(self.blob_path(blob))
+            try:
+                link.hardlink_to(self.blob_path(blob))
+            except OSError:
+                link.symlink_to(self.blob_path(blob))
         return directory
 
     @contextlib.contextmanager

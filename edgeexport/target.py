@@ -41,7 +41,7 @@ class Lane(Model):
         precision: the preset that is right in that very runtime.
         verified_by: the stand-in on the build host, ``name==version``.
         required: a bundle without this lane does not pass.
-        tasks: the tasks it serves.
+        tasks: the tasks it serves; default: all but text generation, which asks other things of a runtime.
         note: what a user of this lane should know.
     """
 
@@ -52,7 +52,7 @@ class Lane(Model):
     precision: str
     verified_by: str
     required: bool = True
-    tasks: tuple[Task, ...] = tuple(Task)
+    tasks: tuple[Task, ...] = tuple(task for task in Task if task is not Task.TEXT_GENERATION)
     note: str | None = None
 
     @model_validator(mode="after")

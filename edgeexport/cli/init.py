@@ -10,7 +10,7 @@ import click
 import jinja2
 from rich.markup import escape
 
-from edgeexport.checkpoint import VECTOR_TASKS
+from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.cli.model_options import trust_option
 from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
@@ -18,7 +18,7 @@ from edgeexport.plan import default_lengths
 from edgeexport.recipe import RECIPE_FILE, load_recipe, recipe_for
 from edgeexport.source import BaseModel, local_path, resolve_model
 from edgeexport.store import Store
-from edgeexport.verify.parity import MARGINS
+from edgeexport.verify.margins import MARGINS
 
 
 @click.command("init")

@@ -24,9 +24,14 @@ from typing import Any
 import numpy as np
 
 from edgeexport.errors import EdgeExportError, NoRoom
-from edgeexport.session import tasks
+from edgeexport.session import scoring, tasks
 from edgeexport.session.evidence import Answers, read_json_lines
-from edgeexport.session.payload import Payload, Session, TruncationWarning
+from edgeexport.session.language_model import LanguageModel
+from edgeexport.session.payload import GENERATION, Payload, Session, TruncationWarning
+
+
+# Tokens of the prompt that is timed, and of what it is continued by.
+PROMPT, ANSWER = 128, 16
 
 
 def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Answers:
@@ -45,11 +50,25 @@ def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Ans
     return found
 
 
+def score_rows(model: LanguageModel, rows: list[dict[str, Any]], label: str) -> Answers:
+    """What a language model says of the rows of a data set."""
+    found, context = Answers([], [], [], []), model.decoder.context
+    for number, row in enumerate(rows):
+        whole, continued = model.encode_row(row)
+        ids = whole[:context]
+        said = (scoring.continue_text if continued else scoring.read_text)(model.decoder, ids)
+        scoring.add_expectation(found, ids, said, len(whole) > context, continued=continued)
+        report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
+    return found
+
+
 def measure_answers(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Answer every data set of the job; one .npz file each."""
     session = open_session(job)
     for name, path in job["datasets"].items():
-        answer_rows(session, read_json_lines(Path(path)), name).save(out / f"{name}.npz")
+        rows = read_json_lines(Path(path))
+        answers = score_rows(session, rows, name) if isinstance(session, LanguageModel) else answer_rows(session, rows, name)
+        answers.save(out / f"{name}.npz")
     return {}
 
 
@@ -62,6 +81,8 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     session = open_session(job)
     load_seconds = time.perf_counter() - started
+    if isinstance(session, LanguageModel):
+        return {"load_seconds": load_seconds, "threads": job["threads"], "rounds": job["rounds"], "latency_ms": {}, **generation_speed(session, job["rounds"])}
     sessions = {"latency_ms": session}
     feeds = {"latency_ms": warmed(session, job["lengths"])}
     memory = peak_rss_mb()
@@ -79,6 +100,34 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     latency = {name: {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
                       for length, values in found.items()} for name, found in times.items()}
     return {"load_seconds": load_seconds, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"], **latency}
+
+
+def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
+    """How fast a language model reads a prompt and writes an answer, and what memory it takes when its context is full.
+
+    Each round reads a prompt of PROMPT tokens and goes on with ANSWER tokens, which are timed one by one.
+    """
+    decoder = model.decoder
+    words = model.encode(" ".join(["many words make a long text that fills every context there is"] * 16))
+    prompt = np.resize(words, min(PROMPT, decoder.context // 2))
+    prefill, decode = [], []
+    for number in range(rounds + 1):
+        report(number / rounds, f"timing, round {number + 1} of {rounds + 1}")
+        decoder.rewind(0)
+        started = time.perf_counter()
+        token = decoder.read(prompt).argmax(keepdims=True)
+        times = [time.perf_counter() - started]
+        for _ in range(min(ANSWER, decoder.context - len(prompt))):
+            started = time.perf_counter()
+            token = decoder.read(token).argmax(keepdims=True)
+            times.append(time.perf_counter() - started)
+        if number:  # the first round allocates
+            prefill.append(times[0])
+            decode.append(float(np.median(times[1:])))
+    decoder.read(np.resize(words, decoder.context - decoder.position))
+    return {"peak_rss_mb": peak_rss_mb(), "generation": {
+        "prompt_tokens": len(prompt), "first_token_ms": 1000 * float(np.median(prefill)),
+        "prefill_tokens_per_second": len(prompt) / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
 
 
 def warmed(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
@@ -121,9 +170,10 @@ def run_texts(session: Session, texts: list[str], pair: str | None) -> list[dict
     return results
 
 
-def open_session(job: dict[str, Any]) -> Session:
+def open_session(job: dict[str, Any]) -> Session | LanguageModel:
     """The session that a job asks for."""
-    return Session(Payload(Path(job["payload"])), job["variant"], job["runtime"], job["threads"])
+    payload = Payload(Path(job["payload"]))
+    return (LanguageModel if payload.head.task == GENERATION else Session)(payload, job["variant"], job["runtime"], job["threads"])
 
 
 def peak_rss_mb() -> float:

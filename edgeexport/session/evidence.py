@@ -13,6 +13,7 @@ import numpy as np
 # Only question answering leaves rows unanswered; its numbers are the start's and the end's logit.
 UNANSWERED_WIDTH = 2
 NO_WORDS = np.zeros((0, 2), np.int64)
+NO_IDS = np.zeros(0, np.int64)
 
 
 @dataclass
@@ -22,9 +23,10 @@ class Answers:
     Attributes:
         numbers: for each row float32 [positions, values], as :func:`edgeexport.session.tasks.numbers` gives them.
         decisions: for each row the integers of :func:`edgeexport.session.tasks.decision`.
-        tokens: for each row the number of tokens that the model saw.
+        tokens: for each row the number of tokens that the model was given.
         truncated: for each row whether tokens were cut off.
         spans: for each row int64 [words, 2]: where the words lie that the decisions are about; of no words but in token classification.
+        ids: for each row int64 [length]: the tokens that the model saw, and behind those that it was given the ones it went on with.
     """
 
     numbers: list[np.ndarray]
@@ -32,19 +34,22 @@ class Answers:
     tokens: list[int]
     truncated: list[bool]
     spans: list[np.ndarray] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Rows without words need not be given."""
+        """Rows without words need not be given, nor tokens where nobody compares them."""
         self.spans += [NO_WORDS] * (len(self.tokens) - len(self.spans))
+        self.ids += [NO_IDS] * (len(self.tokens) - len(self.ids))
 
-    def add(self, numbers: np.ndarray, decision: list[int], tokens: int, truncated: bool, spans: np.ndarray) -> None:
+    def add(self, numbers: np.ndarray, decision: list[int], tokens: int, truncated: bool, spans: np.ndarray = NO_WORDS,
+            ids: np.ndarray = NO_IDS) -> None:
         """The answer to one more row."""
-        for values, value in zip(self._lists(), (numbers.astype(np.float32), decision, tokens, truncated, spans)):
+        for values, value in zip(self._lists(), (numbers.astype(np.float32), decision, tokens, truncated, spans, ids)):
             values.append(value)
 
     def add_unanswered(self) -> None:
         """A row without an answer: a question that leaves no room for the text that holds it."""
-        self.add(np.zeros((0, UNANSWERED_WIDTH), np.float32), [], 0, True, NO_WORDS)
+        self.add(np.zeros((0, UNANSWERED_WIDTH), np.float32), [], 0, True)
 
     def save(self, path: Path) -> None:
         """Write one .npz file."""
@@ -59,6 +64,8 @@ class Answers:
             truncated=np.array(self.truncated, np.bool_),
             spans=np.concatenate([*self.spans, NO_WORDS]),
             words=np.array([len(row) for row in self.spans], np.int64),
+            ids=np.concatenate([*self.ids, NO_IDS]),
+            read=np.array([len(row) for row in self.ids], np.int64),
         )
 
     def chosen(self, indices: Sequence[int]) -> Answers:
@@ -76,15 +83,15 @@ class Answers:
         return Answers(*fields)
 
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.numbers, self.decisions, self.tokens, self.truncated, self.spans
+        return self.numbers, self.decisions, self.tokens, self.truncated, self.spans, self.ids
 
     @classmethod
     def load(cls, path: Path) -> Answers:
         """Read what :meth:`save` wrote."""
         with np.load(path) as file:
-            numbers, decided, spans = (_split(file[values], file[counts]) for values, counts in (
-                ("numbers", "positions"), ("decisions", "decided"), ("spans", "words")))
-            return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist(), spans)
+            numbers, decided, spans, ids = (_split(file[values], file[counts]) for values, counts in (
+                ("numbers", "positions"), ("decisions", "decided"), ("spans", "words"), ("ids", "read")))
+            return cls(numbers, [row.tolist() for row in decided], file["tokens"].tolist(), file["truncated"].tolist(), spans, ids)
 
 
 def _split(values: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:

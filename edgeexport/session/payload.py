@@ -8,17 +8,23 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from edgeexport.errors import BundleError, DataError, RuntimeUnavailable
 from edgeexport.session import tasks
+from edgeexport.session.generation import GENERATION_FILE, Decoder, GenerationSpec, read_generation_spec
+from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_onnxruntime import OnnxModel
 from edgeexport.session.run_tflite import TfliteModel
 from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
 
+if TYPE_CHECKING:
+    import tokenizers
+
 PAYLOAD_FILE = "payload.json"
+GENERATION = "text-generation"
 
 
 class LoadedModel(Protocol):
@@ -37,11 +43,13 @@ class Runtime(NamedTuple):
         format: of the files that it runs.
         module: what must be importable.
         load: makes a model of a file and a number of threads.
+        load_decoder: the same of a language model, with the tokens that its context holds; None where the runtime runs none.
     """
 
     format: str
     module: str
     load: Callable[[Path, int], LoadedModel]
+    load_decoder: Callable[[Path, int, int], Decoder] | None = None
 
 
 def _tflite(module: str) -> Runtime:
@@ -50,7 +58,7 @@ def _tflite(module: str) -> Runtime:
 
 # By the distribution's name.
 RUNTIMES = {
-    "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel),
+    "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel, OnnxDecoder),
     "ai-edge-litert": _tflite("ai_edge_litert.interpreter"),
     "tflite-runtime": _tflite("tflite_runtime.interpreter"),
 }
@@ -67,6 +75,7 @@ class Payload:
         head: what the outputs mean.
         spec: how text becomes inputs.
         variants: variant name → its entry of payload.json.
+        generation: what ends a text and how a conversation is written; None for other tasks than text generation.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -81,6 +90,7 @@ class Payload:
             self.head = tasks.Head(data["task"], tuple(data["labels"]), data["problem_type"])
             self.variants: dict[str, dict[str, Any]] = data["variants"]
             self.spec = read_text_spec(directory / "text" / "text.json")
+            self.generation = read_generation_spec(directory / "text" / GENERATION_FILE) if self.head.task == GENERATION else None
         except FileNotFoundError as exc:
             raise BundleError(f"{directory} is not a bundle.", why=f"it has no {Path(exc.filename).name}") from exc
         except (ValueError, KeyError, TypeError) as exc:
@@ -94,6 +104,25 @@ class Payload:
         """The payload's tokenizer."""
         cut = "only_second" if self.head.task == "question-answering" else "longest_first"
         return Tokenizer(self.directory / "text" / "tokenizer.json", self.spec, cut)
+
+    def whole_tokenizer(self) -> tokenizers.Tokenizer:
+        """The same in the tokenizers library, without a limit: what is too long for a language model is nothing to be cut in silence."""
+        import tokenizers
+
+        found = tokenizers.Tokenizer.from_file(str(self.directory / "text" / "tokenizer.json"))
+        found.no_padding()
+        found.no_truncation()
+        return found
+
+    def require_generation(self) -> GenerationSpec:
+        """What ends a text.
+
+        Raises:
+            DataError: the model does not generate text.
+        """
+        if self.generation is None:
+            raise DataError(f"This is a model for {self.head.task}, and generates no text.", hint="edgeexport run BUNDLE TEXT answers")
+        return self.generation
 
 
 class Session:

@@ -100,7 +100,7 @@ def decision(head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> 
 def add_answer(found: Answers, head: Head, spec: TextSpec, encoded: Encoded, outputs: Outputs) -> None:
     """Add what the outputs say about one example: its numbers, its decision, and where the words lie that are decided about."""
     spans = word_spans(encoded) if head.task == "token-classification" else NO_WORDS
-    found.add(numbers(head, spec, encoded, outputs), decision(head, spec, encoded, outputs), len(encoded.ids), encoded.truncated, spans)
+    found.add(numbers(head, spec, encoded, outputs), decision(head, spec, encoded, outputs), len(encoded.ids), encoded.truncated, spans, encoded.ids)
 
 
 def first_tokens(encoded: Encoded) -> list[int]:

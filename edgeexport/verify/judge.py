@@ -17,7 +17,9 @@ from edgeexport.verify.audit import audit_checks
 from edgeexport.verify.check import Check, Verdict, together
 from edgeexport.verify.lane_report import LaneReport, SpeedReport
 from edgeexport.verify.metrics import MetricResult, compare, metric_check
-from edgeexport.verify.parity import VECTOR_TASKS, largest_difference, parity_checks
+from edgeexport.verify.expectations import aligned
+from edgeexport.verify.margins import VECTOR_TASKS
+from edgeexport.verify.parity import largest_difference, parity_checks
 
 # Two runs of the same model on different machines differ in the last bits even in float32.
 FLOAT_TOLERANCE = 1e-4
@@ -80,7 +82,7 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     distance = None
     data = question.datasets.get(question.labelled)
     if data is not None:
-        distance = mean_distance(question.task, question.original[data.name], answers[data.name])
+        distance = mean_distance(question.task, *comparable(question.task, question.original[data.name], answers[data.name]))
         metrics, uncut = lane_metrics(question.task, data, question.labels, question.original, answers)
     checks.append(metric_check(uncut or metrics, question.max_drop, how, labelled=data is not None))
     checks += budget_checks(question, target, model.bytes, speed, how)
@@ -88,7 +90,8 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
     checks += audit_checks(model, lane, precision, problems)
 
     verdict = together(check.verdict for check in checks) or Verdict.INCONCLUSIVE
-    differences = [largest_difference(question.reference[name], found) for name, found in answers.items()]
+    pairs = {name: comparable(question.task, question.reference[name], found) for name, found in answers.items()}
+    differences = [largest_difference(*pair) for pair in pairs.values()]
     return LaneReport(
         lane=lane.name, format=lane.format, runtime=lane.runtime, runtime_version=lane.version, verified_by=lane.verified_by,
         required=lane.required, note=lane.note, variant=variant, precision=precision, verdict=verdict,
@@ -97,9 +100,14 @@ def judge_lane(question: Question, target: Target, lane: Lane, variant: str, ans
         size_ratio=model.bytes / (4 * question.parameters) if question.parameters else None,
         truncated={name: float(np.mean(found.truncated)) for name, found in answers.items()},
         largest_difference=None if None in differences else max(each for each in differences if each is not None), distance=distance,
-        golden_tolerance=tolerance(question.reference["probes"], answers["probes"]),
+        golden_tolerance=tolerance(*pairs["probes"]),
         compute={"integer_weight_share": model.integer_weight_share, "integer_compute_share": model.integer_compute_share},
         speed=SpeedReport.model_validate({**speed, "how": how}))
+
+
+def comparable(task: Task, reference: Answers, lane: Answers) -> tuple[Answers, Answers]:
+    """Both, without what can't be compared number by number: what a language model goes on with after it went another way."""
+    return aligned(reference, lane) if task is Task.TEXT_GENERATION else (reference, lane)
 
 
 def lane_metrics(task: Task, data: Dataset, labels: Sequence[str], original: Mapping[str, Answers],

@@ -48,6 +48,22 @@ class Repair(Model):
     latency_after: float | None = None
 
 
+class GenerationSpeed(Model):
+    """Speed of a language model.
+
+    Attributes:
+        prompt_tokens: length of the prompt that was read.
+        first_token_ms: from the prompt to the first token of the answer, in milliseconds.
+        prefill_tokens_per_second: of the prompt.
+        decode_tokens_per_second: of the answer.
+    """
+
+    prompt_tokens: int
+    first_token_ms: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
 class SpeedReport(Model):
     """Speed and memory of a lane, on the machine that `how` names.
 
@@ -57,6 +73,7 @@ class SpeedReport(Model):
         original_latency_ms: the same of the original in float32, timed in turn with it; None where that was not asked.
         peak_rss_mb: peak resident memory of a process that only runs this model, in MB of 2^20 bytes.
         threads: threads of an operator.
+        generation: of a language model, which has it in place of latencies; its memory is that of a full context.
     """
 
     load_seconds: float
@@ -65,6 +82,7 @@ class SpeedReport(Model):
     peak_rss_mb: float
     threads: int
     rounds: int
+    generation: GenerationSpeed | None = None
     how: str
 
 

@@ -11,6 +11,7 @@ from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.session.tasks import entity_runs
 from edgeexport.verify.check import Check, at_most
+from edgeexport.verify.expectations import aligned, came
 from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, unseen, weighted_mean
 
 
@@ -120,6 +121,10 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
         found, kept = entities(labels, reference), entities(labels, lane)
         result = _result("entity F1", entity_f1(truths, found), entity_f1(truths, kept), [row.id for row in rows])
         return [_unproven(result, np.array([x != y for x, y in zip(found, kept, strict=True)]), [row.id for row in rows])]
+    if task is Task.TEXT_GENERATION:
+        ours, theirs = aligned(reference, lane)
+        (a, texts), (b, _) = came(ours), came(theirs)
+        return [_result("log-likelihood per token", weighted_mean(a), weighted_mean(b), texts.tolist())] if len(a) else []
     return []
 
 

@@ -6,61 +6,16 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edgeexport.artifact import Model, Task
-from edgeexport.errors import UnknownName
+from edgeexport.artifact import Task
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, Verdict, at_least, at_most
+from edgeexport.verify.expectations import expectation_checks
+from edgeexport.verify.margins import VECTOR_TASKS, bound_for
 from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, quantile, unseen, weighted_mean
-
-
-class Margin(Model):
-    """A default bound, and why it is where it is."""
-
-    bound: float
-    reason: str
 
 
 # Of a logit, in units of their spread: a thousand times what makes another model of it.
 LARGEST_ERROR = 1000.0
-
-VECTOR_TASKS = (Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY)
-_LOGITS = Margin(bound=0.5, reason="half of the logits' own spread: beyond it the lane is another model, whatever its answers on easy texts")
-
-# The table of default margins. A recipe's [parity] may set others, by the same names.
-MARGINS: dict[str, dict[Task, Margin]] = {
-    "cosine_p5": {
-        task: Margin(bound=0.97, reason="an error of this angle moves a similarity score by about 0.25/sqrt(width), 0.012 at width 384: "
-                     "less than what lies between neighbours that people tell apart")
-        for task in VECTOR_TASKS
-    },
-    "agreement": {
-        Task.TEXT_CLASSIFICATION: Margin(bound=0.95, reason="probes are out of any domain, so that many lie near a class boundary; a label "
-                                         "that changes for 1 in 20 of them changes far more rarely in use"),
-        Task.TOKEN_CLASSIFICATION: Margin(bound=0.97, reason="most words are in no entity, so that an equal share means more changed entities"),
-        Task.QUESTION_ANSWERING: Margin(bound=0.85, reason="the whole span must be the same to the token, and spans often have near-equal rivals"),
-        Task.FILL_MASK: Margin(bound=0.85, reason="the first of a whole vocabulary must be the same, and synonyms often are near-equal"),
-    },
-    "logit_error_p95": dict.fromkeys(
-        (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.FILL_MASK), _LOGITS),
-}
-
-
-def bound_for(name: str, task: Task, given: Mapping[str, float]) -> float | None:
-    """The recipe's bound, else the default one; None where the figure is not one of the task's."""
-    if task not in MARGINS[name]:
-        return None
-    return given.get(name, MARGINS[name][task].bound)
-
-
-def check_names(given: Mapping[str, float]) -> None:
-    """Check the names of a recipe's margins.
-
-    Raises:
-        UnknownName: a name that is not a figure of parity.
-    """
-    for name in given:
-        if name not in MARGINS:
-            raise UnknownName.among("figure of parity", name, MARGINS)
 
 
 def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, given: Mapping[str, float], how: str) -> list[Check]:
@@ -74,12 +29,14 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
         given: bounds that the recipe sets.
         how: where the lane was measured.
     """
+    checks = same_tokens(dataset, reference, lane, how)
+    if task is Task.TEXT_GENERATION:
+        return [*checks, *expectation_checks(dataset, reference, lane, given, how), *finite_checks(dataset, reference, lane, how)]
     figures: dict[str, tuple[str, Callable[[], Estimate | None]]] = {
         "cosine_p5": ("cosine, 5th percentile", lambda: _quantile(cosines(reference, lane), 0.05, -1.0, 1.0)),
         "agreement": ("same answer", lambda: agreement(task, reference, lane)),
         "logit_error_p95": ("logit error, 95th percentile", lambda: _quantile(logit_errors(reference, lane), 0.95, 0.0, LARGEST_ERROR)),
     }
-    checks = []
     for name, (title, compute) in figures.items():
         bound = bound_for(name, task, given)
         if bound is None:
@@ -103,6 +60,16 @@ def parity_checks(task: Task, dataset: str, reference: Answers, lane: Answers, g
 
 def _quantile(values: np.ndarray, q: float, least: float, most: float) -> Estimate | None:
     return quantile(values, q, least, most) if len(values) else None
+
+
+def same_tokens(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:
+    """A failed check where the lane's tokenizer makes other tokens of a text than the original's; nothing where all are the same."""
+    other = sum(not np.array_equal(a[:count], b[:same]) for a, b, count, same in zip(
+        reference.ids, lane.ids, reference.tokens, lane.tokens, strict=True) if len(a) and len(b))
+    if not other:
+        return []
+    return [Check(name=f"same tokens ({dataset})", group="parity", verdict=Verdict.FAIL, figure=float(other), bound=0.0, relation="<=", unit="texts",
+                  how=how, note="the lane's tokenizer makes other tokens of them than the original's")]
 
 
 def finite_checks(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:

@@ -25,7 +25,7 @@ from zoo import Zoo
 
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
-from edgeexport.checkpoint import ENCODERS
+from edgeexport.architectures import ENCODERS
 from edgeexport.inspection import inspect_file
 from edgeexport.recipe import ModelSection
 from edgeexport.session import Payload, Session

@@ -18,7 +18,7 @@ from zoo import Zoo, as_rows
 
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
-from edgeexport.checkpoint import ENCODERS
+from edgeexport.architectures import ENCODERS
 from edgeexport.step import Refusal
 
 # A model that fills in tokens answers with its table.

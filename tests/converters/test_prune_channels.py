@@ -21,7 +21,7 @@ from zoo import Zoo
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
-from edgeexport.checkpoint import ENCODERS
+from edgeexport.architectures import ENCODERS
 from edgeexport.step import Refusal, View
 
 CASES = [

@@ -1,0 +1,174 @@
+"""Text that goes on: read a prompt, choose a token, read it, and so on, until something ends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edgeexport.errors import NoRoom
+from edgeexport.session.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+GENERATION_FILE = "generation.json"
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """What ends a text, and how a conversation is written.
+
+    Attributes:
+        stop_ids: tokens that end a text, and are no part of it.
+        chat_template: in Jinja; None where the model was not trained on conversations.
+        tokens: special tokens by the names that templates use, such as ``bos_token``.
+        sources: field → the file and key it was read from.
+    """
+
+    stop_ids: tuple[int, ...]
+    chat_template: str | None = None
+    tokens: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> GenerationSpec:
+        """The spec that :meth:`as_dict` described."""
+        return cls(**{**data, "stop_ids": tuple(data["stop_ids"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON."""
+        return {**asdict(self), "stop_ids": list(self.stop_ids)}
+
+
+def read_generation_spec(path: Path) -> GenerationSpec:
+    """The spec in a `generation.json`."""
+    return GenerationSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class Decoder(Protocol):
+    """A language model in a runtime, and what it has read so far.
+
+    Attributes:
+        context: how many tokens it can hold.
+        position: how many it holds.
+    """
+
+    context: int
+    position: int
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Read on, int64 [length] of at least one; the logits of what comes after the last token, float32 [vocabulary]."""
+
+    def rewind(self, position: int) -> None:
+        """Forget what was read from a position on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a text.
+
+    Attributes:
+        tokens: how many it has at most; None for as many as the context holds.
+        stop_ids: tokens that end it, and are no part of it.
+        stop_strings: the same for pieces of text.
+    """
+
+    tokens: int | None
+    stop_ids: frozenset[int]
+    stop_strings: tuple[str, ...] = ()
+
+
+def generate(decoder: Decoder, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
+    """The text that comes after a prompt, piece by piece, as soon as it is certain.
+
+    The decoder holds the beginning of the prompt already, up to its position: that is not read again, so a conversation goes on where it was.
+    At least the last token is.
+
+    Raises:
+        NoRoom: the prompt leaves no room in the context.
+    """
+    require_room(len(prompt), decoder.context)
+    decoder.rewind(min(decoder.position, len(prompt) - 1))
+    sampler, stream = Sampler(sampling), TextStream(tokenizer, limits.stop_strings)
+    room = decoder.context - len(prompt)
+    read = list(prompt)
+    logits = decoder.read(np.asarray(prompt[decoder.position:], np.int64))
+    for number in range(room if limits.tokens is None else min(room, limits.tokens)):
+        if number:
+            logits = decoder.read(np.asarray(read[-1:], np.int64))
+        token = sampler.choose(logits, read)
+        if token in limits.stop_ids:
+            break
+        read.append(token)
+        piece = stream.add(token)
+        if piece:
+            yield piece
+        if stream.stopped:
+            return
+    rest = stream.end()
+    if rest:
+        yield rest
+
+
+def require_room(tokens: int, context: int) -> None:
+    """Check that a prompt leaves room for an answer.
+
+    Raises:
+        NoRoom: it does not, or there is nothing to read.
+    """
+    if not tokens:
+        raise NoRoom("There is nothing to go on from.", why="the prompt has no tokens", hint="give at least one character")
+    if tokens >= context:
+        raise NoRoom(f"The prompt has {tokens:,} tokens, and the model's context holds {context:,}.", why="one more is needed for the answer",
+                     hint="shorten the prompt, or build with a larger model.max_length")
+
+
+@dataclass
+class TextStream:
+    """Tokens as they come, and the text that is certain so far.
+
+    A character may need several tokens, and what looks like the beginning of a stop string may be one: both wait for the next token.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        stop_strings: what ends the text.
+        stopped: whether one was met.
+    """
+
+    tokenizer: Tokenizer
+    stop_strings: tuple[str, ...] = ()
+    stopped: bool = False
+    _held: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """Begin a text."""
+        from tokenizers.decoders import DecodeStream
+
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def add(self, token: int) -> str:
+        """The text that has become certain with one more token."""
+        self._held += self._stream.step(self.tokenizer, token) or ""
+        met = [place for place in (self._held.find(stop) for stop in self.stop_strings) if place >= 0]
+        if met:
+            self.stopped = True
+            certain, self._held = self._held[:min(met)], ""
+            return certain
+        waiting = max((_overlap(self._held, stop) for stop in self.stop_strings), default=0)
+        certain, self._held = self._held[:len(self._held) - waiting], self._held[len(self._held) - waiting:]
+        return certain
+
+    def end(self) -> str:
+        """What was held back, when no more tokens come."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of a text that a stop string begins with."""
+    return next((length for length in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,0 +1,85 @@
+"""A language model as an app uses it: text or a conversation in, text out, as it comes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeexport.errors import DataError, RuntimeUnavailable
+from edgeexport.session.chat import ChatTemplate
+from edgeexport.session.generation import Decoder, Limits, generate
+from edgeexport.session.sampling import Sampling
+
+if TYPE_CHECKING:
+    from edgeexport.session.payload import Payload
+
+USER = "user"
+GREEDY = Sampling()
+
+
+class LanguageModel:
+    """A variant of a payload for text generation in a runtime.
+
+    Attributes:
+        payload: the payload.
+        decoder: the model, and what it has read.
+        template: how a conversation is written; None where the model was not trained on any.
+    """
+
+    def __init__(self, payload: Payload, variant: str, runtime: str, threads: int = 1) -> None:
+        """Load the tokenizer and the model.
+
+        Raises:
+            RuntimeUnavailable: the runtime is not installed here, or runs no language models.
+        """
+        from edgeexport.session.payload import RUNTIMES
+
+        chosen = RUNTIMES[runtime]
+        if chosen.load_decoder is None:
+            raise RuntimeUnavailable(f"The runtime {runtime} runs no language models.")
+        try:
+            importlib.import_module(chosen.module)
+        except ImportError as exc:
+            raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
+        self.payload, self.spec = payload, payload.require_generation()
+        self.tokenizer = payload.whole_tokenizer()
+        self.template = ChatTemplate(self.spec.chat_template, self.spec.tokens) if self.spec.chat_template else None
+        self.decoder: Decoder = chosen.load_decoder(payload.model_path(variant), threads, payload.spec.max_length)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, int64 [length], with those that the tokenizer puts before and after one."""
+        return np.asarray(self.tokenizer.encode(text).ids, np.int64)
+
+    def encode_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> np.ndarray:
+        """The tokens of a conversation, int64 [length]: the template writes all special tokens itself.
+
+        Args:
+            messages: each with ``role`` and ``content``, in order.
+            answer: end with what begins an answer of the model.
+
+        Raises:
+            DataError: the model was trained on no conversations, or its template refuses this one.
+        """
+        if self.template is None:
+            raise DataError("This model has no chat template.", why="it goes on with a text, and was not trained on conversations",
+                            hint="give a text to go on with: edgeexport run BUNDLE \"Once upon a time\"")
+        text = self.template.render(messages, answer=answer)
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+    def encode_row(self, row: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
+        """The tokens of a row of a data set, int64 [length], and whether it is to be continued."""
+        if row.get("messages"):
+            open_end = row["messages"][-1]["role"] != "assistant"
+            return self.encode_conversation(row["messages"], answer=open_end), open_end
+        return self.encode(row["text"]), row.get("role") == "prompt"
+
+    def generate(self, ids: np.ndarray, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[str]:
+        """The text that comes after tokens, piece by piece.
+
+        Raises:
+            NoRoom: they leave no room in the context.
+        """
+        return generate(self.decoder, self.tokenizer, ids.tolist(), sampling, Limits(tokens, frozenset(self.spec.stop_ids), tuple(stop)))

@@ -1,0 +1,100 @@
+"""What a language model says of a given text, token by token: the evidence that lanes and the original are compared by.
+
+A text is not read at once, as a test would, but as a device reads one: pieces as prompts are read, and between them tokens one by one, as answers
+are. So both ways through a lane are seen, each at every depth of the context, and one after the other as in a conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeexport.session.evidence import Answers
+from edgeexport.session.generation import Decoder
+
+# Of so many tokens three quarters are read at once, and the others one by one.
+PERIOD = 256
+# So many of the likeliest tokens are kept for each position, with their probabilities.
+LIKELIEST = 32
+# How many tokens a prompt is continued by.
+CONTINUED = 32
+
+
+def pieces(count: int) -> list[tuple[int, int]]:
+    """The pieces, from and to, in which `count` tokens are read."""
+    found = []
+    for start in range(0, count, PERIOD):
+        end = min(start + PERIOD, count)
+        cut = start + max(1, (end - start) * 3 // 4)
+        found += [(start, cut), *((i, i + 1) for i in range(cut, end))]
+    return found
+
+
+def scored(count: int) -> list[int]:
+    """The positions of a text of `count` tokens at which a lane says what it expects, and a token follows that it can be compared with."""
+    return [end - 1 for _, end in pieces(count) if end < count]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What comes next, in a model's opinion, at some positions.
+
+    Attributes:
+        numbers: float32 [positions, 1 + LIKELIEST]: the logarithm of the probability of the token that came, and those of the likeliest.
+        tokens: int64 [positions, LIKELIEST]: the likeliest, first the first.
+    """
+
+    numbers: np.ndarray
+    tokens: np.ndarray
+
+
+def expectation(logits: np.ndarray, came: Sequence[int]) -> Expectation:
+    """What logits say.
+
+    Args:
+        logits: float32 [positions, vocabulary].
+        came: the token that came after each.
+    """
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    count = min(LIKELIEST, logits.shape[1])
+    tokens = np.argpartition(-logarithms, count - 1, axis=1)[:, :count] if count < logits.shape[1] else np.tile(
+        np.arange(count), (len(logits), 1))
+    order = np.argsort(-np.take_along_axis(logarithms, tokens, axis=1), axis=1, kind="stable")
+    tokens = np.take_along_axis(tokens, order, axis=1)
+    own = np.take_along_axis(logarithms, np.asarray(came, np.int64)[:, None], axis=1)
+    return Expectation(np.hstack([own, np.take_along_axis(logarithms, tokens, axis=1)]).astype(np.float32), tokens)
+
+
+def read_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
+    """What a decoder expects at the scored positions of a text, int64 [length]; None where there is none."""
+    decoder.rewind(0)
+    logits = []
+    for start, end in pieces(len(ids)):
+        if end < len(ids):
+            logits.append(decoder.read(ids[start:end]))
+    return expectation(np.stack(logits), ids[np.add(scored(len(ids)), 1)]) if logits else None
+
+
+def continue_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
+    """What a decoder goes on with after a text, int64 [length], taking the likeliest token each time; None where the context is full.
+
+    What ends a text does not end this: a lane is compared with the original on what comes after, too.
+    """
+    decoder.rewind(0)
+    logits: list[np.ndarray] = []
+    while ids.size and len(logits) < CONTINUED and decoder.position + len(ids) <= decoder.context:
+        logits.append(decoder.read(ids))
+        ids = np.asarray([logits[-1].argmax()], np.int64)
+    return expectation(np.stack(logits), [int(each.argmax()) for each in logits]) if logits else None
+
+
+def add_expectation(found: Answers, ids: np.ndarray, said: Expectation | None, truncated: bool, *, continued: bool) -> None:
+    """Add what a model says of one row: of the tokens that it was given, or of those that it went on with."""
+    if said is None:
+        said = Expectation(np.zeros((0, 1 + LIKELIEST), np.float32), np.zeros((0, LIKELIEST), np.int64))
+    whole = np.concatenate([ids, said.tokens[:, 0]]) if continued else ids
+    found.add(said.numbers, said.tokens.ravel().tolist(), len(ids), truncated, ids=whole)

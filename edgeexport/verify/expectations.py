@@ -1,0 +1,160 @@
+"""Parity of language models: how near what a lane expects, token by token, is to what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgeexport.artifact import Task
+from edgeexport.session.evidence import Answers
+from edgeexport.verify.check import Check, Verdict, at_least, at_most
+from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, unseen, weighted_mean
+from edgeexport.verify.margins import bound_for
+
+# In nats, between the original's own first token and the lane's: nearer, they are as good as equal. 0.5 is a probability of 1.65 times the other.
+NEAR_TIE = 0.5
+# Stands for the logarithm of a probability that is no number.
+IMPOSSIBLE = -100.0
+# Of the probability that is left beside the tokens that both hold for likely.
+LEAST_REST = 1e-6
+
+
+def is_continued(answers: Answers, row: int) -> bool:
+    """Whether a row is a prompt that was gone on with."""
+    return len(answers.ids[row]) > answers.tokens[row]
+
+
+def aligned(reference: Answers, lane: Answers) -> tuple[Answers, Answers]:
+    """Both, with the positions left out that can't be compared: of continuations those behind the first token that differs.
+
+    A row of which the two read other tokens has no position that can.
+    """
+    rows: list[int] = []
+    for row, (a, b) in enumerate(zip(reference.ids, lane.ids, strict=True)):
+        count = reference.tokens[row]
+        same = count == lane.tokens[row] and np.array_equal(a[:count], b[:count])
+        kept = min(len(reference.numbers[row]), len(lane.numbers[row]))
+        if not same:
+            kept = 0
+        elif is_continued(reference, row):
+            differ = np.flatnonzero(a[count:count + kept] != b[count:count + kept])
+            kept = int(differ[0]) + 1 if differ.size else kept
+        rows.append(kept)
+    return _cut(reference, rows), _cut(lane, rows)
+
+
+def _cut(answers: Answers, kept: list[int]) -> Answers:
+    """The first so many positions of each row."""
+    return Answers(
+        [numbers[:count] for numbers, count in zip(answers.numbers, kept, strict=True)],
+        [decided[:count * (numbers.shape[1] - 1)] for decided, numbers, count in zip(answers.decisions, answers.numbers, kept, strict=True)],
+        list(answers.tokens), list(answers.truncated), list(answers.spans), list(answers.ids))
+
+
+def likeliest(answers: Answers, row: int) -> np.ndarray:
+    """The likeliest tokens at each position of a row, first the first: int64 [positions, tokens]."""
+    width = answers.numbers[row].shape[1] - 1
+    return np.asarray(answers.decisions[row], np.int64).reshape(-1, width)
+
+
+def came(answers: Answers, *, continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The logarithm of the probability of the token that came, at all positions: float64 [n]; and the row of each."""
+    values, rows = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for row, numbers in enumerate(answers.numbers):
+        if continued or not is_continued(answers, row):
+            values.append(numbers[:, 0].astype(np.float64))
+            rows.append(np.full(len(numbers), row))
+    found = np.concatenate(values)
+    return np.where(np.isfinite(found), found, IMPOSSIBLE), np.concatenate(rows)
+
+
+@np.errstate(all="ignore")
+def divergences(reference: Answers, lane: Answers) -> np.ndarray:
+    """The Kullback-Leibler divergence of the lane's distribution from the original's at each position, in nats: float64 [n].
+
+    Of the tokens that both hold for likely, and of all others taken together; the divergence over all tokens is at least that.
+    """
+    found = []
+    for row in range(len(reference.tokens)):
+        for ours, theirs, p, q in zip(likeliest(reference, row), likeliest(lane, row), reference.numbers[row], lane.numbers[row], strict=True):
+            _, i, j = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+            log_p, log_q = p[1:][i].astype(np.float64), q[1:][j].astype(np.float64)
+            rest_p, rest_q = (max(1.0 - float(np.exp(logs).sum()), LEAST_REST) for logs in (log_p, log_q))
+            value = float((np.exp(log_p) * (log_p - log_q)).sum()) + rest_p * np.log(rest_p / rest_q)
+            found.append(max(value, 0.0) if np.isfinite(value) else -IMPOSSIBLE)
+    return np.array(found)
+
+
+def agreements(reference: Answers, lane: Answers) -> np.ndarray:
+    """Whether both hold the same token for the likeliest, at each position: bool [n]."""
+    pairs = [likeliest(reference, row)[:, 0] == likeliest(lane, row)[:, 0] for row in range(len(reference.tokens))]
+    return np.concatenate([*pairs, np.zeros(0, np.bool_)])
+
+
+def faithful(reference: Answers, lane: Answers) -> list[bool]:
+    """Of each continuation, whether it is the original's up to where two tokens were as good as equal in the original's own opinion.
+
+    Args:
+        reference: the original's, :func:`aligned`.
+        lane: the lane's.
+    """
+    found = []
+    for row in range(len(reference.tokens)):
+        if not is_continued(reference, row):
+            continue
+        ours, theirs = likeliest(reference, row), likeliest(lane, row)
+        if not len(ours):
+            found.append(False)
+            continue
+        first, other = ours[-1], theirs[-1, 0]
+        place = np.flatnonzero(first == other)
+        # The likeliest come first: what is not among them is further away than any of them.
+        gap = reference.numbers[row][-1, 1] - reference.numbers[row][-1, 1 + place[0]] if place.size else np.inf
+        found.append(bool(gap <= NEAR_TIE))
+    return found
+
+
+def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: Mapping[str, float], how: str) -> list[Check]:
+    """The parity of a language model's lane on a data set.
+
+    Args:
+        dataset: the data set's name, for the checks' names.
+        reference: the original's answers.
+        lane: the lane's, row by row.
+        given: bounds that the recipe sets.
+        how: where the lane was measured.
+    """
+    reference, lane = aligned(reference, lane)
+    checks = []
+
+    def check(name: str, title: str, estimate: Estimate, *, most: bool, note: str | None = None, unit: str = "") -> None:
+        bound = bound_for(name, Task.TEXT_GENERATION, given)
+        if bound is not None:
+            checks.append(Check(name=f"{title} ({dataset})", group="parity", verdict=(at_most if most else at_least)(estimate, bound),
+                                figure=estimate, bound=bound, relation="<=" if most else ">=", how=how, note=note, unit=unit))
+
+    ours, rows = came(reference)
+    theirs, _ = came(lane)
+    if len(ours):
+        surprise = weighted_mean(ours - theirs)
+        check("perplexity_ratio", "perplexity to the original's", bootstrap([lambda weights: np.exp(surprise(weights))], rows.tolist())[0],
+              most=True, unit="x", note=f"{np.exp(-ours.mean()):.3f} is the original's, over {len(ours):,} tokens")
+    _, everywhere = came(reference, continued=True)
+    if len(everywhere):
+        texts = everywhere.tolist()
+        equal = agreements(reference, lane)
+        estimate = bootstrap([weighted_mean(equal)], texts)[0]
+        check("agreement", "same likeliest token", estimate.model_copy(update={"low": min(estimate.low, 1 - unseen(~equal, texts))}), most=False)
+        check("divergence", "divergence from the original's expectation", bootstrap([weighted_mean(divergences(reference, lane))], texts)[0],
+              most=True, unit="nats")
+    kept = faithful(reference, lane)
+    if kept:
+        estimate, bound = proportion(sum(kept), len(kept)), bound_for("continuations", Task.TEXT_GENERATION, given)
+        few = bound is not None and 0 < bound < 1 and len(kept) < enough(1 - bound)
+        check("continuations", "continuations that leave the original at near ties only", estimate, most=False,
+              note=f"{len(kept)} are too few to prove it, even without any other" if few else None)
+    if not checks:
+        checks.append(Check(name=f"what comes next ({dataset})", group="parity", verdict=Verdict.INCONCLUSIVE, how=how,
+                            note="no text has two tokens to compare"))
+    return checks
