@@ -1,4 +1,8 @@
-"""A language model as a float32 ONNX graph with a KV cache, by onnxruntime-genai's builder."""
+"""A language model as a float32 ONNX graph with a KV cache.
+
+By onnxruntime-genai's builder where it knows the architecture; elsewhere by PyTorch's exporter, with the same inputs and outputs and the same
+attention (:mod:`._onnx_cache`).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,18 @@ from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import StepFailed
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._cached_decoder import cache_shape, load_decoder
+from ._onnx_cache import OnnxCache, trace
 from ._onnx_external import MODEL, ExternalReader, ExternalWriter, copy_constants
 from ._task_model import read_config, read_text
+from .export_onnx import name_nodes_by_module
 
 if TYPE_CHECKING:
     import onnx
 
 GENAI_CONFIG = "genai_config.json"
 # Architectures for which the builder makes a graph that agrees with the original.
-BUILT = frozenset({"gemma2", "gemma3_text", "llama", "phi3", "qwen2", "qwen3"})
+BUILT = frozenset({"gemma2", "llama", "phi3", "qwen2", "qwen3"})
 CACHE = re.compile(r"(past_key_values|present)\.\d+\.(key|value)")
 
 
@@ -31,6 +38,9 @@ class ExportDecoderOnnx(Step):
     """Export for onnxruntime and onnxruntime-genai.
 
     The graph gives logits for the last token alone, and attention is GroupQueryAttention, which writes into the buffers it reads.
+
+    Attributes:
+        opset: version of the ONNX operator set, where PyTorch exports; the builder has its own.
     """
 
     name: ClassVar[str] = "export_decoder_onnx"
@@ -39,26 +49,49 @@ class ExportDecoderOnnx(Step):
     extra: ClassVar[str | None] = "onnx"
     seconds_guess: ClassVar[float] = 30.0
 
+    opset: int = 21
+
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 graph of about the size of the weights."""
         checkpoint = inputs["checkpoint"]
-        if checkpoint.architecture not in BUILT:
-            return Refusal(reason=f"there is no ONNX export with a KV cache for {checkpoint.architecture}",
-                           hint=f"there is one for {', '.join(sorted(BUILT))}")
         return Spec(kind=Kind.ONNX, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
                     parameters=checkpoint.parameters, bytes=4 * (checkpoint.parameters or 0))
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Have the graph built, and make it tidy."""
         path, spec = inputs["checkpoint"]
-        context.report(None, "building the graph")
-        built = context.scratch / "built"
-        shutil.rmtree(built, ignore_errors=True)
-        build_graph(path, built, context)
-        context.report(None, "writing")
-        tidy(built, out, read_config(path), read_text(path).max_length)
-        shutil.rmtree(built)
+        held = read_text(path).max_length
+        if spec.architecture in BUILT:
+            context.report(None, "building the graph")
+            built = context.scratch / "built"
+            shutil.rmtree(built, ignore_errors=True)
+            build_graph(path, built, context)
+            context.report(None, "writing")
+            tidy(built, out, read_config(path), held)
+            shutil.rmtree(built)
+        else:
+            self._trace(path, out, held, context)
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+
+
+    def _trace(self, path: Path, out: Path, held: int, context: Context) -> None:
+        """Have PyTorch export the model."""
+        import torch
+
+        torch.set_num_threads(context.threads)
+        context.report(None, "loading the model")
+        kept = OnnxCache()
+        model = load_decoder(path, kept, held)
+        context.report(None, "tracing")
+        graph = trace(model, kept, self.opset)
+        name_nodes_by_module(graph)
+        context.report(None, "writing")
+        settings = genai_settings(model.config, held)
+        del model
+        with ExternalWriter(out) as writer:
+            copy_constants(graph, ExternalReader(out), writer)
+            writer.save(graph)
+        write_settings(out, settings)
 
 
 def build_graph(checkpoint: Path, out: Path, context: Context) -> None:
@@ -106,4 +139,30 @@ def tidy(built: Path, out: Path, config: Mapping[str, Any], context: int) -> Non
         writer.save(model)
     settings = json.loads((built / GENAI_CONFIG).read_text(encoding="utf-8"))
     settings["model"]["context_length"] = settings["search"]["max_length"] = context
+    write_settings(out, settings)
+
+
+def genai_settings(config: Any, context: int) -> dict[str, Any]:
+    """What onnxruntime-genai needs to know of a graph that its builder did not make; of the families that it can tell apart, one without
+    anything of its own.
+
+    Source: the reference of genai_config.json in onnxruntime-genai's documentation.
+    """
+    shape = cache_shape(config)
+    return {
+        "model": {
+            "type": "llama", "vocab_size": config.vocab_size, "context_length": context, "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []}, "filename": MODEL, "head_size": shape.width,
+                "hidden_size": config.hidden_size, "num_attention_heads": shape.heads, "num_hidden_layers": shape.layers,
+                "num_key_value_heads": shape.kv_heads,
+                "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids",
+                           "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"},
+                "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}}},
+        "search": {"max_length": context, "past_present_share_buffer": True}}
+
+
+def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write `genai_config.json`."""
     (out / GENAI_CONFIG).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
