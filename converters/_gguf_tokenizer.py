@@ -74,6 +74,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
         raise CheckpointError("The GGUF file's tokenizer lacks its merges.", why=f"{PREFIX}.merges is not there",
                               hint="convert the original checkpoint again, with its tokenizer")
     cut = metadata.get(f"{PREFIX}.pre", "default")
+    before: Any
     if cut in CUT_BY_GPT2:
         before = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif cut in CUT_BY_GPT2_AND_DIGITS:
@@ -125,7 +126,8 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer
 def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
     from tokenizers import AddedToken
 
-    of_type = {kind: [AddedToken(token, special=kind != USER_DEFINED, normalized=False) for token, own in zip(tokens, types) if own == kind]
+    of_type = {kind: [AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+                      for token, own in zip(tokens, types, strict=True) if own == kind]
                for kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     tokenizer.add_special_tokens(of_type[UNKNOWN] + of_type[CONTROL])
     tokenizer.add_tokens(of_type[USER_DEFINED])

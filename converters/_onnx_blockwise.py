@@ -87,8 +87,8 @@ class _Rewriter:
         stored = self._stored(name, rows, bits)
         bias = ["", "", node.input[2]] if len(node.input) > 2 else []  # behind zero points and an order of columns, of which there are none
         return onnx.helper.make_node(
-            "MatMulNBits", [node.input[0], *stored, *bias], list(node.output), node.name.replace(node.op_type, "MatMulNBits"), domain=CONTRIB, K=inputs, N=outputs, bits=bits, block_size=BLOCK,
-            accuracy_level=ROUND_ACTIVATIONS)
+            "MatMulNBits", [node.input[0], *stored, *bias], list(node.output), node.name.replace(node.op_type, "MatMulNBits"), domain=CONTRIB,
+            K=inputs, N=outputs, bits=bits, block_size=BLOCK, accuracy_level=ROUND_ACTIVATIONS)
 
     def look_up(self, node: onnx.NodeProto, bits: int) -> list[onnx.NodeProto] | None:
         """A Gather of rows of a constant table as GatherBlockQuantized; None where it is none."""

@@ -26,7 +26,7 @@ from ._task_model import read_config, read_text
 from .export_onnx import name_nodes_by_module
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 GENAI_CONFIG = "genai_config.json"
 # Architectures for which the builder makes a graph that agrees with the original.

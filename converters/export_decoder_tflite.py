@@ -67,7 +67,8 @@ class ExportDecoderTflite(Step):
         shape = cache_shape(model.config)
         converter: Any = litert_torch
         for length in self.lengths:
-            converter = converter.signature(f"prefill_{length}", signature_module(model, cache, answers=False), sample_kwargs=sample(shape, length, held))
+            reader = signature_module(model, cache, answers=False)
+            converter = converter.signature(f"prefill_{length}", reader, sample_kwargs=sample(shape, length, held))
         converter = converter.signature("decode", signature_module(model, cache, answers=True), sample_kwargs=sample(shape, 1, held))
         context.report(None, f"converting {len(self.lengths) + 1} signatures")
         found = converter.convert(strict_export=False)
@@ -117,7 +118,7 @@ class TfliteCache:
         if how.slopes is not None:  # a head of its own for each key: no groups
             bias = bias + how.slopes[None, :, None, None] * torch.arange(self.context, dtype=torch.float32)
         weights = torch.softmax(scores + torch.cat([bias] * group, dim=2), dim=-1)
-        attended = bmm_4d(weights, values)
+        attended: torch.Tensor = bmm_4d(weights, values)
         return attended.reshape(1, heads, tokens, width).transpose(1, 2)
 
     def _keep(self, name: str, new: torch.Tensor, axis: int) -> torch.Tensor:

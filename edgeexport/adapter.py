@@ -216,9 +216,19 @@ class AdaptedCheckpoint(Checkpoint):
         return there is head or {there, head} <= VECTOR_TASKS
 
     @property
+    def loader(self) -> str:
+        """The step that takes the base model in."""
+        return self.base.loader
+
+    @property
     def quantization(self) -> Quantization | None:
         """How the base model is quantized."""
         return self.base.quantization
+
+    @property
+    def lossy(self) -> str | None:
+        """The form of the base model's weights, where they are quantized."""
+        return self.base.lossy
 
     @property
     def weights(self) -> dict[str, int]:
@@ -240,7 +250,7 @@ class AdaptedCheckpoint(Checkpoint):
     @property
     def base_spec(self) -> Spec:
         """The spec of the base model, as it is before merging."""
-        lossy = {"lossy_source": self.base.quantization.words} if self.base.quantization else {}
+        lossy = {"lossy_source": self.base.lossy} if self.base.lossy else {}
         return Spec(kind=Kind.CHECKPOINT, task=self.base.task(None), architecture=self.base.architecture, precision="float32",
                     bytes=sum(self.base.sizes.values()), parameters=self.base.parameters, facts={"labels": [], "problem_type": None} | lossy)
 

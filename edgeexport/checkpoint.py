@@ -45,8 +45,8 @@ HEADS = {
     Task.FILL_MASK: ("ForMaskedLM", "ForPreTraining"),
     Task.TEXT_GENERATION: ("ForCausalLM", "LMHeadModel"),
 }
-# What lies in a layer, by the names of weights that Transformers' encoders have.
-LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers)\.\d+\.")
+# What lies in a layer, by the names of weights that Transformers' models and GGUF files have.
+LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers|h|blk)\.\d+\.")
 LABELLED_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
 # Classes of a head of which config.json says nothing. Source: Transformers' PretrainedConfig.num_labels.
 UNNAMED_LABELS = 2
@@ -69,6 +69,11 @@ class Checkpoint:
     sizes: dict[str, int]
     headers: dict[str, dict[str, Any]]
     trusted: bool = False
+
+    @property
+    def loader(self) -> str:
+        """The step that takes such a source in."""
+        return "load_checkpoint"
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -179,6 +184,11 @@ class Checkpoint:
         return read_quantization(self.config, self.name)
 
     @property
+    def lossy(self) -> str | None:
+        """The form of quantized weights, for a person: what that cost can't be seen; None where they are in floating point."""
+        return self.quantization.words if self.quantization else None
+
+    @property
     def weights(self) -> dict[str, int]:
         """Name → number of the floating-point weights that are stored, or stand packed."""
         tensors = {name: tensor for header in self.headers.values() for name, tensor in header.items() if name != "__metadata__"}
@@ -238,7 +248,7 @@ class Checkpoint:
         self._require_served(architecture, task)
         self.require_tokenizer()
         labelled = task in LABELLED_TASKS
-        lossy = {"lossy_source": self.quantization.words} if self.quantization else {}
+        lossy = {"lossy_source": self.lossy} if self.lossy else {}
         return Spec(kind=Kind.CHECKPOINT, task=task, architecture=architecture, precision="float32", bytes=sum(self.sizes.values()),
                     parameters=self.parameters,
                     facts={"labels": self.labels if labelled else [], "licence": self.licence,

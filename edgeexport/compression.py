@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from edgeexport.artifact import Task
 from edgeexport.catalog import make_step
-from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.errors import PlanError
 from edgeexport.graph import Graph
 from edgeexport.recipe import DistillSection, PruneSection
 from edgeexport.resolve import Resolved
+from edgeexport.text_settings import VECTOR_TASKS
 
 # Of vectors. Measured on the demo after 5 epochs (distance of the vectors, divergence of the ranking of answers): 0.0726 and 0.307 by vectors
 # alone; 0.0717 and 0.293 with similarities and 0.2 of the hidden states. With all of the hidden states, which take what a narrow model has for

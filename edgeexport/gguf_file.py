@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +18,8 @@ MAGIC = b"GGUF"
 # Version 1 counted in 32 bits and was in use for two months of 2023.
 VERSIONS = (2, 3)
 ALIGNMENT = 32
+# Keys of the tokens, and of the chat template.
+TOKENS, TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 DAMAGED = "download or copy the file again"
 
 # Type number → name, weights in a block, bytes of a block.
@@ -125,7 +126,8 @@ def read_gguf_header(path: Path) -> GgufHeader:
         try:
             return _read_header(path, cursor, size)
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as exc:
-            raise CheckpointError(f"{path} is damaged.", why=f"it ends within its header, or the header is not readable ({exc})", hint=DAMAGED) from exc
+            raise CheckpointError(f"{path} is damaged.", why=f"it ends within its header, or that is not readable ({exc})",
+                                  hint=DAMAGED) from exc
 
 
 def _read_header(path: Path, cursor: _Cursor, size: int) -> GgufHeader:

@@ -21,8 +21,8 @@ def plan_loading(graph: Graph, resolved: Resolved) -> str:
         PlanError: the source can't be taken in.
     """
     base, text = resolved.base, resolved.text.as_dict()
-    load = make_step("load_checkpoint", spec=resolved.spec, text=text) if base is None else make_step("load_checkpoint", spec=base.spec)
-    original = graph.must("load_checkpoint", load, {"source": "@source" if base is None else "@base"})
+    load = make_step(resolved.loader, spec=resolved.spec, text=text) if base is None else make_step(resolved.loader, spec=base.spec)
+    original = graph.must(resolved.loader, load, {"source": "@source" if base is None else "@base"})
     if resolved.quantization is not None:
         unpack = make_step("dequantize_checkpoint", **resolved.quantization.model_dump())
         original = graph.must("dequantize_checkpoint", unpack, {"checkpoint": original})

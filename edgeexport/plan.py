@@ -19,6 +19,8 @@ from edgeexport.step import Refusal
 from edgeexport.target import Lane, Target
 
 SHORTEST_LENGTH = 16
+# Of a language model, the pieces in which prompts are read: a short one for what a user says next, and a long one.
+PREFILL_LENGTHS = (16, 128)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ WAYS = {
     Kind.CHECKPOINT: Way({"onnx": "export_onnx", "tflite": "export_tflite"}, "compute_reference"),
     Kind.SAVED_MODEL: Way({"tflite": "convert_saved_model"}, "compute_saved_model_reference"),
 }
-WAY_OF_DECODERS = Way({"onnx": "export_decoder_onnx"}, "compute_generation_reference")
+WAY_OF_DECODERS = Way({"onnx": "export_decoder_onnx", "tflite": "export_decoder_tflite"}, "compute_generation_reference")
 
 
 def way_of(spec: Spec) -> Way:
@@ -204,7 +206,11 @@ def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
             raise PlanError(f"Two targets are called '{name}'.", why="their bundles would have the same place",
                             hint="rename one of the files")
     lengths, longest = resolved.recipe.export.lengths, resolved.text.max_length
-    if lengths is not None and lengths[-1] != longest:
+    if resolved.spec.task is Task.TEXT_GENERATION:
+        if lengths is not None and lengths[-1] > longest:
+            raise PlanError(f"export.lengths ends at {lengths[-1]}, but the model holds {longest} tokens.",
+                            hint="lower it, or raise model.max_length")
+    elif lengths is not None and lengths[-1] != longest:
         raise PlanError(f"export.lengths ends at {lengths[-1]}, but the longest text has {longest} tokens.",
                         why=f"max_length is from {resolved.text.sources.get('max_length', 'the checkpoint')}",
                         hint=f"end export.lengths at {longest}, or set model.max_length = {lengths[-1]}")
@@ -251,9 +257,9 @@ def _float_payload(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str
 def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model in float32."""
     export = way_of(resolved.spec).export[lane.format]
-    options: dict[str, Any] = {}
-    if resolved.spec.task is not Task.TEXT_GENERATION:
-        options = {"opset": resolved.recipe.export.opset} if lane.format == "onnx" else {"lengths": buckets(resolved)}
+    options: dict[str, Any] = {"lengths": buckets(resolved)}
+    if lane.format == "onnx":
+        options = {"opset": resolved.recipe.export.opset} if resolved.spec.task is not Task.TEXT_GENERATION else {}
     inputs = {"checkpoint": checkpoint}
     if policy.smoothing and policy.needs_calibration and "calibration" in resolved.datasets:
         if resolved.spec.kind is not Kind.CHECKPOINT:
@@ -284,9 +290,14 @@ def plan_ranges(graph: Graph, exported: str, checkpoint: str, policy: Policy, mo
 
 
 def buckets(resolved: Resolved) -> tuple[int, ...]:
-    """The length buckets: the recipe's; or the one that a model of fixed length has; or doubling from 16 up to the longest text."""
+    """The length buckets: the recipe's; or the one that a model of fixed length has; or doubling from 16 up to the longest text.
+
+    Of a language model, the lengths of pieces of a prompt.
+    """
     if resolved.recipe.export.lengths is not None:
         return resolved.recipe.export.lengths
+    if resolved.spec.task is Task.TEXT_GENERATION:
+        return tuple(length for length in PREFILL_LENGTHS if 2 * length <= resolved.text.max_length) or (1,)
     fixed = resolved.spec.facts.get("fixed_length")
     if fixed is not None:
         return (fixed,)

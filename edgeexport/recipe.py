@@ -26,7 +26,7 @@ class ModelSection(Model):
     base: str | None = Field(None, description="Of an adapter: another base model than it names, as source; default: the one it names.")
     base_revision: str | None = Field(None, description="Branch, tag or commit of a base model that is a hub id.")
     task: Task | None = None
-    max_length: int | None = Field(None, gt=2, description="Longest text in tokens; default: the model's own.")
+    max_length: int | None = Field(None, gt=2, description="Longest text in tokens; default: the model's own. Of a language model, the context.")
     pooling: Pooling | None = None
     normalize: bool | None = None
     query_prefix: str | None = None
@@ -36,7 +36,8 @@ class ModelSection(Model):
 class ExportSection(Model):
     """How the graphs are made."""
 
-    lengths: tuple[int, ...] | None = Field(None, description="Length buckets of TFLite, one signature each, in tokens.")
+    lengths: tuple[int, ...] | None = Field(None, description="Length buckets of TFLite, one signature each, in tokens; of a language model, "
+                                                                "the lengths of a prompt's pieces.")
     opset: int = Field(18, ge=18, le=23, description="ONNX opset.")
 
 
@@ -178,7 +179,7 @@ class Recipe(Model):
         if lengths is not None:
             if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 3:
                 raise ValueError(f"export.lengths must rise and start at 3 or more, got {list(lengths)}")
-            if longest is not None and lengths[-1] != longest:
+            if longest is not None and lengths[-1] != longest and self.model.task is not Task.TEXT_GENERATION:
                 raise ValueError(f"export.lengths ends at {lengths[-1]}, but model.max_length is {longest}")
         return self
 

@@ -38,6 +38,7 @@ class Resolved:
         beside_original: whether lanes are timed beside the original in float32, so that the ratio does not depend on the machine's moment.
         base: where the source is an adapter, its base model.
         quantization: how the weights are quantized already.
+        loader: the step that takes the source in; of an adapter, its base model.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Resolved:
     beside_original: bool = False
     base: BaseModel | None = None
     quantization: Quantization | None = None
+    loader: str = "load_checkpoint"
 
     @property
     def labelled(self) -> str:
@@ -78,7 +80,8 @@ def resolve(recipe: Recipe, store: Store, texts: Path | None = None, *, trusted:
     datasets = read_datasets(recipe, spec, checkpoint, texts)
     leaves = {name: dataset.leaf(store) for name, dataset in datasets.items()}
     return Resolved(recipe, source.leaf, spec, text, datasets, leaves, judging=tuple(name for name in JUDGING if name in datasets),
-                    base=source.base, quantization=checkpoint.quantization if isinstance(checkpoint, Checkpoint) else None)
+                    base=source.base, quantization=checkpoint.quantization if isinstance(checkpoint, Checkpoint) else None,
+                    loader=checkpoint.loader)
 
 
 def read_datasets(recipe: Recipe, spec: Spec, checkpoint: Checkpoint | SavedModel, texts: Path | None) -> dict[str, Dataset]:

@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.architectures import ENCODERS
+from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.checkpoint import KEPT, WEIGHTS, WEIGHTS_INDEX, Checkpoint
-from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
 from edgeexport.saved_model_signature import KERAS_SUFFIX, SAVED_MODEL_FILE, Signature, read_signature
 from edgeexport.session.tasks import output_names
 from edgeexport.session.text import TextSpec
+from edgeexport.text_settings import VECTOR_TASKS
 
 ARCHITECTURE = "saved-model"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,6 +53,11 @@ class SavedModel:
     sizes: dict[str, int]
     signature: Signature
 
+    @property
+    def loader(self) -> str:
+        """The step that takes such a source in."""
+        return "load_checkpoint"
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The `config.json`; empty where there is none."""
@@ -65,6 +70,11 @@ class SavedModel:
             CheckpointError: it is damaged.
         """
         return Checkpoint(self.name, self.path, self.sizes, {}).json(name)
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether there is one; a SavedModel is no language model."""
+        return False
 
     @property
     def licence(self) -> str | None:
@@ -87,6 +97,9 @@ class SavedModel:
             what = f"{self.name} does not say what it is for." if stated is None else f"{self.name}: unknown task '{stated}'."
             raise CheckpointError(what, why=f"known tasks: {', '.join(Task)}",
                                   hint='put task = "…" below [model] in the recipe')
+        if stated == Task.TEXT_GENERATION:
+            raise CheckpointError(f"{self.name} cannot be built for {Task.TEXT_GENERATION}.", why="a SavedModel has no cache for what it has read",
+                                  hint="name the checkpoint that it was made from as source")
         return Task(stated)
 
     def pooling(self, task: Task) -> str | None:

@@ -21,6 +21,7 @@ from edgeexport.adapter import (
 from edgeexport.artifact import Artifact, Blob, Kind, Model, Spec
 from edgeexport.checkpoint import Checkpoint, belongs, choose_weights, read_checkpoint
 from edgeexport.errors import CheckpointError, NetworkError, OutputError
+from edgeexport.gguf_checkpoint import find_gguf, read_gguf
 from edgeexport.recipe import ModelSection
 from edgeexport.saved_model import SavedModel, is_saved_model, read_saved_model
 from edgeexport.store import Store
@@ -155,8 +156,11 @@ def _resolve(source: str, revision: str | None, base: Path, store: Store, truste
 
 
 def _read(path: Path, name: str, trusted: bool) -> Checkpoint:
-    """The checkpoint or adapter in a directory."""
+    """The checkpoint or adapter in a directory, or the checkpoint in a GGUF file."""
     files = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    packed = find_gguf(path, files, name)
+    if packed is not None:
+        return read_gguf(packed, name)
     return read_adapter(path, name, trusted=trusted) if is_adapter(files) else read_checkpoint(path, name, trusted=trusted)
 
 
@@ -206,7 +210,7 @@ def local_path(source: str, base: Path) -> Path | None:
     path = base / os.path.expanduser(source)  # noqa: PTH111
     if source and path.exists():
         return path
-    if is_hub_id(source) and not source.endswith((".toml", ".safetensors")):
+    if is_hub_id(source) and not source.endswith((".toml", ".safetensors", ".gguf")):
         return None
     raise CheckpointError(f"There is no checkpoint at {source}.", why="it is neither a directory nor of the form of a hub id (owner/name)")
 

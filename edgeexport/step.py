@@ -21,8 +21,8 @@ import edgeexport
 from edgeexport.artifact import Kind, Model, Spec, digest_json
 
 SESSION = f"{edgeexport.__name__}.session"
-# Outside of the converters, and yet part of what they make: what text and answers mean, and how a SavedModel's signature is read.
-SHARED = (f"{SESSION}.", f"{edgeexport.__name__}.saved_model")
+# Outside of the converters, and yet part of what they make: what text and answers mean, how a SavedModel's signature and a GGUF file are read.
+SHARED = (f"{SESSION}.", f"{edgeexport.__name__}.saved_model", f"{edgeexport.__name__}.gguf_file")
 
 
 class Refusal(Model):

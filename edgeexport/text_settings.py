@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from edgeexport.architectures import DECODERS, ENCODERS
 from edgeexport.artifact import Task
 from edgeexport.errors import CheckpointError
+from edgeexport.recipe import ModelSection
 from edgeexport.session.tasks import PAIR_TASKS
 from edgeexport.session.text import TextSpec
-
-if TYPE_CHECKING:
-    from edgeexport.checkpoint import Checkpoint
-    from edgeexport.recipe import ModelSection
 
 VECTOR_TASKS = frozenset({Task.FEATURE_EXTRACTION, Task.SENTENCE_SIMILARITY})
 
@@ -29,7 +26,33 @@ POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "ma
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
-def text_settings(checkpoint: Checkpoint, section: ModelSection) -> TextSpec:
+class SmallFiles(Protocol):
+    """What is read of a checkpoint; see :class:`edgeexport.checkpoint.Checkpoint`."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json."""
+
+    @property
+    def architecture(self) -> str:
+        """Transformers' ``model_type``."""
+
+    @property
+    def modules(self) -> list[dict[str, Any]]:
+        """The modules of sentence-transformers."""
+
+    def json(self, name: str, *, required: bool = False) -> dict[str, Any]:
+        """A JSON file; empty where there is none."""
+
+    def task(self, wanted: Task | None) -> Task:
+        """The task to build for."""
+
+
+def text_settings(checkpoint: SmallFiles, section: ModelSection) -> TextSpec:
     """The text spec; the recipe's values win.
 
     Raises:
@@ -78,14 +101,14 @@ def text_settings(checkpoint: Checkpoint, section: ModelSection) -> TextSpec:
                     query_prefix=prefixes["query"], document_prefix=prefixes["document"], sources=sources)
 
 
-def _traits(checkpoint: Checkpoint) -> tuple[int, bool]:
+def _traits(checkpoint: SmallFiles) -> tuple[int, bool]:
     """The entry of :data:`ENCODERS`; of an architecture that is code of the checkpoint's own, what its config shows."""
     if checkpoint.architecture in DECODERS:
         return 0, False
     return ENCODERS.get(checkpoint.architecture, (0, (checkpoint.config.get("type_vocab_size") or 0) > 1))
 
 
-def _own_max_length(checkpoint: Checkpoint) -> tuple[int, str]:
+def _own_max_length(checkpoint: SmallFiles) -> tuple[int, str]:
     offset, _ = _traits(checkpoint)
     limits = []
     for key in DECODERS.get(checkpoint.architecture, ("max_position_embeddings",)):
@@ -103,7 +126,7 @@ def _own_max_length(checkpoint: Checkpoint) -> tuple[int, str]:
     return min(limits)
 
 
-def _prefixes(checkpoint: Checkpoint) -> dict[str, str]:
+def _prefixes(checkpoint: SmallFiles) -> dict[str, str]:
     """What sentence-transformers puts before a query and a document."""
     config = checkpoint.json("config_sentence_transformers.json")
     prompts: dict[str, str] = {key: text or "" for key, text in (config.get("prompts") or {}).items()}
@@ -112,7 +135,7 @@ def _prefixes(checkpoint: Checkpoint) -> dict[str, str]:
             "document": next((prompts[key] for key in DOCUMENT_PROMPTS if key in prompts), other)}
 
 
-def _check_prefixes(checkpoint: Checkpoint, task: Task) -> None:
+def _check_prefixes(checkpoint: SmallFiles, task: Task) -> None:
     """Raises CheckpointError where a prefix would not do what it is for."""
     if task in {Task.TOKEN_CLASSIFICATION, Task.TEXT_GENERATION}:
         before = "a text whose words are classified" if task is Task.TOKEN_CLASSIFICATION else "what a language model reads"
@@ -122,12 +145,12 @@ def _check_prefixes(checkpoint: Checkpoint, task: Task) -> None:
             raise CheckpointError(f"{checkpoint.name}: {file} leaves the prefix out of the pooling.", why="include_prompt = false is not supported")
 
 
-def _pooling_files(checkpoint: Checkpoint) -> list[tuple[str, dict[str, Any]]]:
+def _pooling_files(checkpoint: SmallFiles) -> list[tuple[str, dict[str, Any]]]:
     files = [f"{module['path']}/config.json" for module in checkpoint.modules if module["type"].endswith(".Pooling")]
     return [(file, checkpoint.json(file, required=True)) for file in files]
 
 
-def _pooling(checkpoint: Checkpoint, task: Task) -> tuple[str, str]:
+def _pooling(checkpoint: SmallFiles, task: Task) -> tuple[str, str]:
     for file, config in _pooling_files(checkpoint):
         flagged = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
         wanted = config.get("pooling_mode", flagged)
@@ -141,7 +164,7 @@ def _pooling(checkpoint: Checkpoint, task: Task) -> tuple[str, str]:
     return "none", "default: one vector per token"
 
 
-def _normalize(checkpoint: Checkpoint) -> tuple[bool, str]:
+def _normalize(checkpoint: SmallFiles) -> tuple[bool, str]:
     if any(module["type"].endswith(".Normalize") for module in checkpoint.modules):
         return True, "modules.json"
     return False, "modules.json has no Normalize" if checkpoint.modules else "default: the checkpoint has no modules.json"

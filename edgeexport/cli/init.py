@@ -10,7 +10,6 @@ import click
 import jinja2
 from rich.markup import escape
 
-from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.cli.model_options import trust_option
 from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
@@ -18,6 +17,7 @@ from edgeexport.plan import default_lengths
 from edgeexport.recipe import RECIPE_FILE, load_recipe, recipe_for
 from edgeexport.source import BaseModel, local_path, resolve_model
 from edgeexport.store import Store
+from edgeexport.text_settings import VECTOR_TASKS
 from edgeexport.verify.margins import MARGINS
 
 

@@ -73,6 +73,7 @@ def tell_of_source(prepared: Prepared) -> None:
     for name, leaf in sources:
         if leaf.offline:
             err.print(f"The hub can't be reached: taking {name} at {str(leaf.revision)[:12]}, fetched earlier.")
-    if resolved.quantization is not None:
-        err.print(f"[yellow]warning:[/] {escape(sources[-1][0])} is quantized already ({resolved.quantization.words}): what that cost is in the "
+    lossy = resolved.spec.facts.get("lossy_source")
+    if lossy is not None:
+        err.print(f"[yellow]warning:[/] {escape(sources[-1][0])} is quantized already ({lossy}): what that cost is in the "
                   "reference too, so no figure here shows it.")

@@ -2,7 +2,7 @@
 
     python agent.py JOB.json
 
-A job is ``{"do": "answers" | "speed" | "texts", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
+A job is ``{"do": "answers" | "speed" | "texts" | "talk", "payload": DIR, "variant": NAME, "runtime": NAME, "threads": N, "out": DIR, …}``.
 With ``parent``, a process id, it ends with that process.
 Progress goes to standard output, one JSON object a line.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -24,14 +23,12 @@ from typing import Any
 import numpy as np
 
 from edgeexport.errors import EdgeExportError, NoRoom
-from edgeexport.session import scoring, tasks
+from edgeexport.session import tasks
 from edgeexport.session.evidence import Answers, read_json_lines
+from edgeexport.session.generation_jobs import generation_speed, score_rows, talk
+from edgeexport.session.job import peak_rss_mb, report
 from edgeexport.session.language_model import LanguageModel
 from edgeexport.session.payload import GENERATION, Payload, Session, TruncationWarning
-
-
-# Tokens of the prompt that is timed, and of what it is continued by.
-PROMPT, ANSWER = 128, 16
 
 
 def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Answers:
@@ -50,25 +47,13 @@ def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Ans
     return found
 
 
-def score_rows(model: LanguageModel, rows: list[dict[str, Any]], label: str) -> Answers:
-    """What a language model says of the rows of a data set."""
-    found, context = Answers([], [], [], []), model.decoder.context
-    for number, row in enumerate(rows):
-        whole, continued = model.encode_row(row)
-        ids = whole[:context]
-        said = (scoring.continue_text if continued else scoring.read_text)(model.decoder, ids)
-        scoring.add_expectation(found, ids, said, len(whole) > context, continued=continued)
-        report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
-    return found
-
-
 def measure_answers(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Answer every data set of the job; one .npz file each."""
     session = open_session(job)
     for name, path in job["datasets"].items():
         rows = read_json_lines(Path(path))
-        answers = score_rows(session, rows, name) if isinstance(session, LanguageModel) else answer_rows(session, rows, name)
-        answers.save(out / f"{name}.npz")
+        found = score_rows(session, rows, name) if isinstance(session, LanguageModel) else answer_rows(session, rows, name)
+        found.save(out / f"{name}.npz")
     return {}
 
 
@@ -82,12 +67,15 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     session = open_session(job)
     load_seconds = time.perf_counter() - started
     if isinstance(session, LanguageModel):
-        return {"load_seconds": load_seconds, "threads": job["threads"], "rounds": job["rounds"], "latency_ms": {}, **generation_speed(session, job["rounds"])}
-    sessions = {"latency_ms": session}
+        found = generation_speed(session, job["rounds"])
+        return {"load_seconds": load_seconds, "threads": job["threads"], "rounds": job["rounds"], "latency_ms": {}, **found}
+    sessions: dict[str, Session] = {"latency_ms": session}
     feeds = {"latency_ms": warmed(session, job["lengths"])}
     memory = peak_rss_mb()
     if "original" in job:
-        other = sessions["original_latency_ms"] = open_session(job | job["original"])
+        other = open_session(job | job["original"])
+        assert isinstance(other, Session)
+        sessions["original_latency_ms"] = other
         feeds["original_latency_ms"] = warmed(other, job["lengths"])
     times: dict[str, dict[int, list[float]]] = {name: {length: [] for length in full} for name, full in feeds.items()}
     for number in range(job["rounds"]):
@@ -100,34 +88,6 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     latency = {name: {str(length): {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
                       for length, values in found.items()} for name, found in times.items()}
     return {"load_seconds": load_seconds, "peak_rss_mb": memory, "rounds": job["rounds"], "threads": job["threads"], **latency}
-
-
-def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
-    """How fast a language model reads a prompt and writes an answer, and what memory it takes when its context is full.
-
-    Each round reads a prompt of PROMPT tokens and goes on with ANSWER tokens, which are timed one by one.
-    """
-    decoder = model.decoder
-    words = model.encode(" ".join(["many words make a long text that fills every context there is"] * 16))
-    prompt = np.resize(words, min(PROMPT, decoder.context // 2))
-    prefill, decode = [], []
-    for number in range(rounds + 1):
-        report(number / rounds, f"timing, round {number + 1} of {rounds + 1}")
-        decoder.rewind(0)
-        started = time.perf_counter()
-        token = decoder.read(prompt).argmax(keepdims=True)
-        times = [time.perf_counter() - started]
-        for _ in range(min(ANSWER, decoder.context - len(prompt))):
-            started = time.perf_counter()
-            token = decoder.read(token).argmax(keepdims=True)
-            times.append(time.perf_counter() - started)
-        if number:  # the first round allocates
-            prefill.append(times[0])
-            decode.append(float(np.median(times[1:])))
-    decoder.read(np.resize(words, decoder.context - decoder.position))
-    return {"peak_rss_mb": peak_rss_mb(), "generation": {
-        "prompt_tokens": len(prompt), "first_token_ms": 1000 * float(np.median(prefill)),
-        "prefill_tokens_per_second": len(prompt) / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
 
 
 def warmed(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
@@ -155,7 +115,17 @@ def full_texts(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, 
 
 def answer_texts(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """The answers to the job's texts, as an app gets them."""
-    return {"results": run_texts(open_session(job), job["texts"], job["pair"])}
+    session = open_session(job)
+    assert isinstance(session, Session)
+    return {"results": run_texts(session, job["texts"], job["pair"])}
+
+
+def answer_requests(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Answer what a language model is asked on standard input."""
+    payload = Payload(Path(job["payload"]))
+    payload.require_generation()
+    talk(LanguageModel(payload, job["variant"], job["runtime"], job["threads"]))
+    return {}
 
 
 def run_texts(session: Session, texts: list[str], pair: str | None) -> list[dict[str, Any]]:
@@ -176,18 +146,7 @@ def open_session(job: dict[str, Any]) -> Session | LanguageModel:
     return (LanguageModel if payload.head.task == GENERATION else Session)(payload, job["variant"], job["runtime"], job["threads"])
 
 
-def peak_rss_mb() -> float:
-    """Highest resident memory of this process so far, in MB of 2^20 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def report(fraction: float, message: str) -> None:
-    """Tell the supervisor how far the job is."""
-    sys.stdout.write(json.dumps({"fraction": fraction, "message": message}) + "\n")
-    sys.stdout.flush()
-
-
-JOBS = {"answers": measure_answers, "speed": measure_speed, "texts": answer_texts}
+JOBS = {"answers": measure_answers, "speed": measure_speed, "texts": answer_texts, "talk": answer_requests}
 
 
 def die_with_parent(parent: int) -> None:

@@ -6,13 +6,15 @@ import importlib.util
 import json
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgeexport.errors import BundleError, RuntimeUnavailable, UnknownName
+from edgeexport.errors import BundleError, DataError, RuntimeUnavailable, UnknownName
+from edgeexport.session.language_model import LanguageModel
 from edgeexport.session.payload import RUNTIMES, Payload, Session
+from edgeexport.session.sampling import Sampling
 
 MANIFEST_FILE = "manifest.json"
 
@@ -83,20 +85,45 @@ class Bundle:
         raise RuntimeUnavailable("No runtime of this bundle is installed here.", hint=f"pip install {' or '.join(wanted)}")
 
     @cached_property
-    def session(self) -> Session:
+    def session(self) -> Session | LanguageModel:
         """The loaded lane."""
         entry = self.lanes[self.lane]
-        return Session(self.payload, entry["variant"], entry["runtime"], self._threads)
+        kind = Session if self.payload.generation is None else LanguageModel
+        return kind(self.payload, entry["variant"], entry["runtime"], self._threads)
 
     def run(self, text: str, pair: str | None = None, *, role: str | None = None) -> Any:
-        """The answer to a text, in the form of Transformers' pipelines; for an embedder, the vector as float32 [hidden].
+        """The answer to a text, in the form of Transformers' pipelines; for an embedder, the vector as float32 [hidden]; for a language model,
+        the text that comes next, or what it answers to a user who says that, as :meth:`generate` does it.
 
         Args:
             text: the text; for question answering, the question.
             pair: the second text; for question answering, the context.
             role: ``query`` or ``document``, where an embedder tells them apart.
         """
-        return self.session.answer(text, pair, role)
+        session = self.session
+        return "".join(self.generate(text)) if isinstance(session, LanguageModel) else session.answer(text, pair, role)
+
+    def generate(self, request: str | Sequence[Mapping[str, Any]], *, tokens: int | None = None, stop: Sequence[str] = (),
+                 **sampling: Any) -> Iterator[str]:
+        """What a language model says, piece by piece::
+
+            for piece in bundle.generate([{"role": "user", "content": "What is a lighthouse?"}], temperature=0.7, seed=1):
+                print(piece, end="", flush=True)
+
+        Args:
+            request: a conversation; or a text, which is what a user says where the model was trained on conversations, and else is gone on with.
+            tokens: how many it says at most; None for as many as the context holds.
+            stop: pieces of text that end it, and are no part of it.
+            sampling: the fields of :class:`edgeexport.session.sampling.Sampling`; without any, the likeliest token is taken each time.
+
+        Raises:
+            DataError: the model generates no text, or has no chat template and gets a conversation.
+            NoRoom: the request leaves no room in the context.
+        """
+        session = self.session
+        if not isinstance(session, LanguageModel):
+            raise DataError(f"This is a model for {self.payload.head.task}, and generates no text.", hint="use run")
+        return session.generate(session.encode_request(request), Sampling(**sampling), tokens, stop)
 
     def run_all(self, texts: Sequence[str]) -> list[Any]:
         """The answers to several texts."""

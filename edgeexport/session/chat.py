@@ -60,7 +60,8 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
 
         try:
-            return _environment().from_string(self.source)
+            found: Template = _environment().from_string(self.source)
+            return found
         except TemplateSyntaxError as exc:
             raise DataError("The chat template has an error.", why=f"line {exc.lineno}: {exc.message}",
                             hint="mend chat_template in the checkpoint's tokenizer_config.json (or chat_template.jinja)") from exc
@@ -79,7 +80,7 @@ def _environment() -> Any:
     class GenerationBlock(Extension):
         """``{% generation %}`` marks what an assistant said, for training; here it is its content."""
 
-        tags = {"generation"}  # noqa: RUF012
+        tags = {"generation"}
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edgeexport.errors import DataError, RuntimeUnavailable
 from edgeexport.session.chat import ChatTemplate
 from edgeexport.session.generation import Decoder, Limits, generate
+from edgeexport.session.payload import RUNTIMES, Payload
 from edgeexport.session.sampling import Sampling
-
-if TYPE_CHECKING:
-    from edgeexport.session.payload import Payload
 
 USER = "user"
 GREEDY = Sampling()
@@ -35,8 +33,6 @@ class LanguageModel:
         Raises:
             RuntimeUnavailable: the runtime is not installed here, or runs no language models.
         """
-        from edgeexport.session.payload import RUNTIMES
-
         chosen = RUNTIMES[runtime]
         if chosen.load_decoder is None:
             raise RuntimeUnavailable(f"The runtime {runtime} runs no language models.")
@@ -75,6 +71,12 @@ class LanguageModel:
             open_end = row["messages"][-1]["role"] != "assistant"
             return self.encode_conversation(row["messages"], answer=open_end), open_end
         return self.encode(row["text"]), row.get("role") == "prompt"
+
+    def encode_request(self, request: str | Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The tokens of what a person asks, int64 [length]: a conversation, a text to go on with, or one of a user, where the model knows users."""
+        if not isinstance(request, str):
+            return self.encode_conversation(request)
+        return self.encode(request) if self.template is None else self.encode_conversation([{"role": USER, "content": request}])
 
     def generate(self, ids: np.ndarray, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[str]:
         """The text that comes after tokens, piece by piece.

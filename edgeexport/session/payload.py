@@ -18,6 +18,7 @@ from edgeexport.session.generation import GENERATION_FILE, Decoder, GenerationSp
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_onnxruntime import OnnxModel
 from edgeexport.session.run_tflite import TfliteModel
+from edgeexport.session.run_tflite_decoder import TfliteDecoder
 from edgeexport.session.text import Encoded, Tokenizer, read_text_spec
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _tflite(module: str) -> Runtime:
 # By the distribution's name.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel, OnnxDecoder),
-    "ai-edge-litert": _tflite("ai_edge_litert.interpreter"),
+    "ai-edge-litert": _tflite("ai_edge_litert.interpreter")._replace(load_decoder=TfliteDecoder),
     "tflite-runtime": _tflite("tflite_runtime.interpreter"),
 }
 

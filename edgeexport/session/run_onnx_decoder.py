@@ -52,8 +52,8 @@ class OnnxDecoder:
         self._session.run_with_iobinding(self._binding)
         self.position = end
         # Outputs are numbered in the order in which they were bound.
-        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()
-        return logits[0, -1]
+        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()[0, -1]
+        return logits
 
     def rewind(self, position: int) -> None:
         """Forget what was read from a position on: it is overwritten, and nothing looks at it before."""

@@ -50,7 +50,7 @@ class Expectation:
     tokens: np.ndarray
 
 
-def expectation(logits: np.ndarray, came: Sequence[int]) -> Expectation:
+def expectation(logits: np.ndarray, came: Sequence[int] | np.ndarray) -> Expectation:
     """What logits say.
 
     Args:

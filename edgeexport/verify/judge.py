@@ -15,10 +15,10 @@ from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
 from edgeexport.verify.audit import audit_checks
 from edgeexport.verify.check import Check, Verdict, together
-from edgeexport.verify.lane_report import LaneReport, SpeedReport
-from edgeexport.verify.metrics import MetricResult, compare, metric_check
 from edgeexport.verify.expectations import aligned
+from edgeexport.verify.lane_report import LaneReport, SpeedReport
 from edgeexport.verify.margins import VECTOR_TASKS
+from edgeexport.verify.metrics import MetricResult, compare, metric_check
 from edgeexport.verify.parity import largest_difference, parity_checks
 
 # Two runs of the same model on different machines differ in the last bits even in float32.

@@ -10,9 +10,8 @@ from edgeexport.artifact import Task
 from edgeexport.session.evidence import Answers
 from edgeexport.verify.check import Check, Verdict, at_least, at_most
 from edgeexport.verify.expectations import expectation_checks
-from edgeexport.verify.margins import VECTOR_TASKS, bound_for
 from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, quantile, unseen, weighted_mean
-
+from edgeexport.verify.margins import bound_for
 
 # Of a logit, in units of their spread: a thousand times what makes another model of it.
 LARGEST_ERROR = 1000.0

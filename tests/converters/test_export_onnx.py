@@ -23,9 +23,9 @@ from reference import Original
 from tiny import ARCHITECTURES, LENGTHS, Case
 from zoo import Zoo
 
+from edgeexport.architectures import ENCODERS
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
-from edgeexport.architectures import ENCODERS
 from edgeexport.inspection import inspect_file
 from edgeexport.recipe import ModelSection
 from edgeexport.session import Payload, Session

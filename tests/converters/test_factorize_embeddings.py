@@ -16,9 +16,9 @@ from test_distill import taught
 from tiny import Case
 from zoo import Zoo, as_rows
 
+from edgeexport.architectures import ENCODERS
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
-from edgeexport.architectures import ENCODERS
 from edgeexport.step import Refusal
 
 # A model that fills in tokens answers with its table.

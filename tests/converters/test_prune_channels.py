@@ -19,9 +19,9 @@ from reference import Original
 from tiny import TEXTS, Case
 from zoo import Zoo
 
+from edgeexport.architectures import ENCODERS
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
-from edgeexport.architectures import ENCODERS
 from edgeexport.step import Refusal, View
 
 CASES = [

@@ -27,15 +27,16 @@ HEAVY = ("torch", "tensorflow", "onnx", "onnxruntime", "transformers", "ai_edge_
 # Bottom up: a module imports what stands before it, and within a package its siblings.
 LAYERS = (
     "errors", "session", "data", "take_place",
-    "artifact", "toml_file", "policy", "target", "recipe",
-    "saved_model_signature", "quantization", "checkpoint", "adapter", "saved_model", "store", "source",
+    "artifact", "architectures", "toml_file", "policy", "target", "recipe",
+    "saved_model_signature", "quantization", "gguf_file", "text_settings", "checkpoint", "gguf_checkpoint", "adapter", "saved_model", "store", "source",
     "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "loading", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
     "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "candidates", "workbench", "tune",
     "build", "verify_bundle", "cli", "__main__",
 )
-# What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, as `checkpoint` does for Transformers.
-FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model")
+# What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, and that of GGUF what llama.cpp did, as
+# `checkpoint` does for Transformers.
+FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model", "gguf_file")
 
 
 def modules(folder: Path, package: str) -> dict[str, Path]:

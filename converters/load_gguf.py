@@ -1,0 +1,90 @@
+"""Take a GGUF file in: weights turned into float32, and the tokenizer that its metadata describe. The start of a graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgeexport.artifact import Kind, Spec, digest_file
+from edgeexport.errors import CheckpointError
+from edgeexport.gguf_file import TEMPLATE, read_gguf_header
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._gguf_tokenizer import make_tokenizer, special_tokens
+from .load_checkpoint import write_text
+
+
+class LoadGguf(Step):
+    """Write an ordinary checkpoint of what the file holds; Transformers reads the weights.
+
+    Attributes:
+        spec: what the file's header says it is.
+        text: the text spec. None for a base model into which an adapter is merged.
+    """
+
+    name: ClassVar[str] = "load_gguf"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"source": frozenset({Kind.SOURCE})}
+    backends: ClassVar[tuple[str, ...]] = ("gguf", "torch", "transformers", "tokenizers")
+    extra: ClassVar[str | None] = "convert"
+    seconds_guess: ClassVar[float] = 30.0
+
+    spec: Spec
+    text: dict[str, Any] | None = None
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """The spec was read from the header already; in float32 it is larger."""
+        return self.spec.model_copy(update={"bytes": 4 * (self.spec.parameters or 0)})
+
+    def memory_mb(self, inputs: Mapping[str, Spec]) -> int:
+        """The weights twice."""
+        return 900 + 8 * (self.spec.parameters or 0) // 1_000_000
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Unpack, and write the tokenizer's files."""
+        ((name, digest),) = inputs["source"].spec.facts["digests"].items()
+        path = inputs["source"].path / name
+        if digest_file(path) != digest:
+            raise CheckpointError(f"{name} was changed while it was read.", hint="start again when nothing writes to it")
+        metadata = read_gguf_header(path).metadata
+        context.report(None, "making the tokenizer")
+        make_tokenizer(metadata).save(str(out / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens(metadata)}
+        if metadata.get(TEMPLATE):
+            settings["chat_template"] = metadata[TEMPLATE]
+        (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+        context.report(None, "unpacking the weights")
+        unpack(path, out, context)
+        if self.text is not None:
+            write_text(out, self.text, self.spec, context)
+        return self.infer({"source": inputs["source"].spec})  # type: ignore[return-value]
+
+
+def unpack(path: Path, out: Path, context: Context) -> None:
+    """Write config.json and safetensors.
+
+    Raises:
+        CheckpointError: Transformers can't read the file.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(context.threads)
+    try:
+        model: Any
+        info: dict[str, Any]
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError) as exc:
+        why = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise CheckpointError("Transformers cannot read the GGUF file.", why=why, hint="name the original checkpoint as source") from exc
+    if info["missing_keys"]:
+        raise CheckpointError("Weights are missing from the GGUF file.", why=", ".join(sorted(info["missing_keys"])[:4]),
+                              hint="the model would answer from random weights; convert the original checkpoint again")
+    # It says that it is still packed, and would be saved so.
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.__dict__.pop("_name_or_path", None)
+    model.hf_quantizer, model.is_quantized = None, False
+    model.save_pretrained(out, max_shard_size="100GB")

@@ -1,0 +1,94 @@
+"""A lane of a language model that answers one request after another, in the environment that verified it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgeexport.errors import StepFailed, from_dict
+from edgeexport.runner.agent_archive import agent_archive
+from edgeexport.runner.environment import Environment
+from edgeexport.runner.local import VerifiedLane
+
+
+class TalkingLane:
+    """The agent as a process that is asked and answers; a context manager."""
+
+    def __init__(self, bundle: Path, lane: VerifiedLane, threads: int, report: Callable[[str], None]) -> None:
+        """Use it in a ``with`` statement.
+
+        Args:
+            bundle: the bundle's directory.
+            lane: the lane.
+            threads: threads of an operator.
+            report: told what happens before the first answer.
+        """
+        self._bundle, self._lane, self._threads, self._report = bundle, lane, threads, report
+
+    def __enter__(self) -> TalkingLane:
+        """Start the process and load the model.
+
+        Raises:
+            RuntimeUnavailable: the environment can't be made.
+            EdgeExportError: the model can't be loaded.
+        """
+        environment = Environment(self._lane.verified_by)
+        python = environment.ensure(self._report)
+        self._report(f"loading the model in {environment.stand_in}")
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgeexport-talk-")
+        place = Path(self._scratch.name)
+        (place / "agent.pyz").write_bytes(agent_archive())
+        (place / "job.json").write_text(json.dumps({
+            "do": "talk", "payload": str(self._bundle.absolute()), "variant": self._lane.variant, "runtime": self._lane.runtime,
+            "threads": self._threads, "out": str(place), "parent": os.getpid()}), encoding="utf-8")
+        with (place / "words.txt").open("wb") as words:
+            # A session of its own: Ctrl-C ends the answer, which is this process's to see to, and not the model.
+            self._process = subprocess.Popen([str(python), "-I", str(place / "agent.pyz"), str(place / "job.json")], stdin=subprocess.PIPE,
+                                             stdout=subprocess.PIPE, stderr=words, text=True, start_new_session=True)
+        next(self._events())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._scratch.cleanup()
+
+    def answer(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events that answer a request; see :func:`edgeexport.session.generation_jobs.talk`.
+
+        Raises:
+            EdgeExportError: what the agent raised.
+            StepFailed: its process died.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(dict(request)) + "\n")
+        self._process.stdin.flush()
+        for event in self._events():
+            yield event
+            if "end" in event:
+                return
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a runtime's own words
+            if isinstance(event, dict):
+                if "error" in event:
+                    raise from_dict(event["error"])
+                yield event
+        place = Path(self._scratch.name)
+        if (place / "result.json").is_file():
+            result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+            if "error" in result:
+                raise from_dict(result["error"])
+        tail = (place / "words.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        raise StepFailed(f"{self._lane.verified_by} died while it answered.", why=" / ".join(tail) or None)

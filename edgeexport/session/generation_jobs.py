@@ -1,0 +1,91 @@
+"""The measuring agent's jobs for language models: what one says of texts, how fast it is, and answering what it is asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgeexport.errors import EdgeExportError
+from edgeexport.session import scoring
+from edgeexport.session.evidence import Answers
+from edgeexport.session.job import peak_rss_mb, report, say
+from edgeexport.session.language_model import LanguageModel
+from edgeexport.session.sampling import Sampling
+
+# Tokens of the prompt that is timed, and of what it is continued by.
+PROMPT, ANSWER = 128, 16
+
+
+def score_rows(model: LanguageModel, rows: list[dict[str, Any]], label: str) -> Answers:
+    """What a language model says of the rows of a data set."""
+    found, context = Answers([], [], [], []), model.decoder.context
+    for number, row in enumerate(rows):
+        whole, continued = model.encode_row(row)
+        ids = whole[:context]
+        said = (scoring.continue_text if continued else scoring.read_text)(model.decoder, ids)
+        scoring.add_expectation(found, ids, said, len(whole) > context, continued=continued)
+        report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
+    return found
+
+
+def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
+    """How fast a language model reads a prompt and writes an answer, and what memory it takes when its context is full.
+
+    Each round reads a prompt of PROMPT tokens and goes on with ANSWER tokens, which are timed one by one.
+    """
+    decoder = model.decoder
+    words = model.encode(" ".join(["many words make a long text that fills every context there is"] * 16))
+    prompt = np.resize(words, min(PROMPT, decoder.context // 2))
+    prefill, decode = [], []
+    for number in range(rounds + 1):
+        report(number / rounds, f"timing, round {number + 1} of {rounds + 1}")
+        decoder.rewind(0)
+        started = time.perf_counter()
+        token = decoder.read(prompt).argmax().reshape(1)
+        times = [time.perf_counter() - started]
+        for _ in range(min(ANSWER, decoder.context - len(prompt))):
+            started = time.perf_counter()
+            token = decoder.read(token).argmax().reshape(1)
+            times.append(time.perf_counter() - started)
+        if number:  # the first round allocates
+            prefill.append(times[0])
+            decode.append(float(np.median(times[1:])))
+    decoder.read(np.resize(words, decoder.context - decoder.position))
+    return {"peak_rss_mb": peak_rss_mb(), "generation": {
+        "prompt_tokens": len(prompt), "first_token_ms": 1000 * float(np.median(prefill)),
+        "prefill_tokens_per_second": len(prompt) / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
+
+
+def talk(model: LanguageModel) -> None:
+    """Answer requests that come on standard input, one JSON object a line, until there are no more.
+
+    A request is ``{"messages": […] or "prompt": TEXT, "raw": BOOL, "sampling": {…}, "tokens": N, "stop": […]}``. It is answered by lines
+    ``{"piece": TEXT}`` and then ``{"end": {…}}``, or ``{"error": {…}}``.
+    """
+    say({"ready": True})
+    for line in sys.stdin:
+        try:
+            for event in answer_request(model, json.loads(line)):
+                say(event)
+        except EdgeExportError as exc:
+            say({"error": exc.as_dict()})
+
+
+def answer_request(model: LanguageModel, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events that answer a request: pieces of text, and then what it took."""
+    given = request.get("messages") or request["prompt"]
+    ids = model.encode(given) if request.get("raw") else model.encode_request(given)
+    started, first, pieces = time.perf_counter(), None, 0
+    held = min(model.decoder.position, len(ids) - 1)
+    for piece in model.generate(ids, Sampling(**request.get("sampling", {})), request.get("tokens"), request.get("stop", ())):
+        first = first or time.perf_counter()
+        pieces += 1
+        yield {"piece": piece}
+    ended = time.perf_counter()
+    yield {"end": {"prompt_tokens": len(ids), "read_tokens": len(ids) - held, "tokens": model.decoder.position + 1 - len(ids) if pieces else 0,
+                   "first_token_seconds": (first or ended) - started, "seconds": ended - started}}

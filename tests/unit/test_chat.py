@@ -1,0 +1,53 @@
+"""A conversation by the checkpoint's template, in a sandbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeexport.errors import DataError
+from edgeexport.session.chat import ChatTemplate
+
+CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def test_a_conversation_is_written() -> None:
+    template = ChatTemplate(CHATML, {})
+    assert template.render(TALK, answer=False) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    assert template.render(TALK[:1]).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_templates_get_the_special_tokens_and_what_they_are_used_to() -> None:
+    source = ("{{ bos_token }}{% for message in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ message | tojson }}{% endfor %}"
+              "{% generation %}{{ strftime_now('%Y') | length }}{% endgeneration %}")
+    assert ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "user", "content": "<é>"}]) == '<s>{"role": "user", "content": "<é>"}4'
+
+
+def test_what_a_template_refuses_is_told_in_its_words() -> None:
+    with pytest.raises(DataError, match="must alternate"):
+        ChatTemplate("{{ raise_exception('roles must alternate') }}", {}).render(TALK)
+
+
+@pytest.mark.parametrize("source", ["{% for message in messages %}", "{{ messages | nonsense }}"])
+def test_an_error_in_a_template_is_told_by_its_line(source: str) -> None:
+    with pytest.raises(DataError, match="has an error") as caught:
+        ChatTemplate(source, {}).render(TALK)
+    assert "line 1" in str(caught.value)
+
+
+def test_a_template_reaches_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for source in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", f"{{{{ cycler.__init__.__globals__.os.system('touch {canary}') }}}}",
+                   "{{ messages.append(1) }}", "{% include 'x' %}"):
+        with pytest.raises(DataError):
+            ChatTemplate(source, {}).render(TALK)
+    assert not canary.exists() and len(TALK) == 2
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "robot", "content": "x"}, {"role": "user", "content": 3}, {}])
+def test_what_is_no_message_is_told(message: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="no message"):
+        ChatTemplate(CHATML, {}).render([message])

@@ -1,0 +1,147 @@
+"""Parity of language models: arrays in, checks out, against what the whole distributions say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeexport.artifact import Task
+from edgeexport.session.evidence import Answers
+from edgeexport.session.scoring import LIKELIEST, add_expectation, expectation
+from edgeexport.verify.check import Check, Verdict
+from edgeexport.verify.expectations import NEAR_TIE, agreements, aligned, divergences, faithful
+from edgeexport.verify.metrics import compare
+from edgeexport.verify.parity import parity_checks
+
+VOCABULARY = 200
+SPREAD = 3.0
+
+
+def texts(rows: int = 60, length: int = 30, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and logits of texts."""
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, VOCABULARY, length), SPREAD * rng.normal(size=(length - 1, VOCABULARY))) for _ in range(rows)]
+
+
+def answers(given: list[tuple[np.ndarray, np.ndarray]], noise: float = 0.0, seed: int = 1) -> Answers:
+    """What a model with these logits says, with some noise on them."""
+    rng, found = np.random.default_rng(seed), Answers([], [], [], [])
+    for ids, logits in given:
+        noisy = logits + noise * rng.normal(size=logits.shape)
+        add_expectation(found, ids, expectation(noisy.astype(np.float32), ids[1:]), False, continued=False)
+    return found
+
+
+def continued(choices: list[list[int]], logits: np.ndarray) -> Answers:
+    """Continuations of a prompt of two tokens, each step with the same logits but for the choice."""
+    found = Answers([], [], [], [])
+    for chosen in choices:
+        steps = []
+        for token in chosen:
+            step = logits.copy()
+            step[token] = step.max() + 1e-6 if token != int(step.argmax()) else step[token]
+            steps.append(step)
+        add_expectation(found, np.array([5, 6]), expectation(np.stack(steps).astype(np.float32), chosen), False, continued=True)
+    return found
+
+
+def checks(reference: Answers, lane: Answers) -> dict[str, Check]:
+    return {check.name.rpartition(" (")[0]: check for check in parity_checks(Task.TEXT_GENERATION, "probes", reference, lane, {}, "here")}
+
+
+def test_the_same_model_passes() -> None:
+    given = texts(200)
+    found = checks(answers(given), answers(given))
+    assert {check.verdict for check in found.values()} == {Verdict.PASS}
+    ratio = found["perplexity to the original's"].figure
+    assert ratio is not None and not isinstance(ratio, float) and ratio.value == ratio.low == ratio.high == 1.0
+
+
+def test_another_model_fails_everywhere() -> None:
+    found = checks(answers(texts(seed=0)), answers([(ids, logits) for (ids, _), (_, logits) in zip(texts(seed=0), texts(seed=9), strict=True)]))
+    assert found["same likeliest token"].verdict is Verdict.FAIL
+    assert found["divergence from the original's expectation"].verdict is Verdict.FAIL
+
+
+def test_the_ratio_of_perplexities_is_that_of_the_whole_distributions() -> None:
+    given = texts(80)
+    reference, lane = answers(given), answers(given, noise=0.3)
+    rng, losses = np.random.default_rng(1), []
+    for ids, logits in given:
+        noisy = logits + 0.3 * rng.normal(size=logits.shape)
+        for each in (logits, noisy):
+            logarithms = each - np.log(np.exp(each).sum(axis=1, keepdims=True))
+            losses.append(-logarithms[np.arange(len(each)), ids[1:]].mean())
+    expected = np.exp(np.mean(losses[1::2]) - np.mean(losses[0::2]))
+    figure = checks(reference, lane)["perplexity to the original's"].figure
+    assert figure is not None and not isinstance(figure, float)
+    assert figure.value == pytest.approx(expected, rel=1e-4) and figure.low < expected < figure.high
+    assert "over 80 clusters" in figure.method
+    (metric,) = compare(Task.TEXT_GENERATION, [], [], reference, lane)
+    assert metric.name == "log-likelihood per token" and metric.drop.value == pytest.approx(np.log(expected), rel=1e-3)
+    assert metric.reference.value == pytest.approx(-np.mean(losses[0::2]), rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0])
+def test_the_divergence_is_a_little_less_than_that_of_the_whole_distributions(noise: float) -> None:
+    given = texts(10)
+    found = divergences(answers(given), answers(given, noise))
+    rng, whole = np.random.default_rng(1), []
+    for _, logits in given:
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        other = logits + noise * rng.normal(size=logits.shape)
+        q = np.exp(other) / np.exp(other).sum(axis=1, keepdims=True)
+        whole += (p * np.log(p / q)).sum(axis=1).tolist()
+    assert (found <= np.array(whole) + 1e-6).all() and found.mean() > 0.75 * np.mean(whole)
+
+
+def test_the_likeliest_tokens_are_counted() -> None:
+    given = texts(4)
+    swapped = [(ids, logits.copy()) for ids, logits in given]
+    swapped[2][1][7, 3] = 100.0
+    found = agreements(answers(given), answers(swapped))
+    assert len(found) == 4 * 29 and (~found).sum() == 1 and not found[2 * 29 + 7]
+
+
+def test_answers_that_are_no_numbers_fail() -> None:
+    given = texts(20)
+    broken = answers(given)
+    broken.numbers[3][:] = np.nan
+    found = checks(answers(given), broken)
+    assert found["finite numbers"].verdict is Verdict.FAIL
+    assert found["perplexity to the original's"].verdict is not Verdict.PASS
+
+
+def test_other_tokens_fail_and_are_not_compared() -> None:
+    given = texts(20)
+    other = [(ids if row else ids + 1, logits) for row, (ids, logits) in enumerate(given)]
+    found = checks(answers(given), answers(other))
+    assert found["same tokens"].verdict is Verdict.FAIL and found["same tokens"].figure == 1.0
+    assert [len(rows) for rows in aligned(answers(given), answers(other))[1].numbers] == [0, *[29] * 19]
+
+
+def test_a_continuation_counts_up_to_where_it_leaves_the_original() -> None:
+    logits = np.linspace(0.0, 1.0, 50)
+    reference = continued([[49, 49, 49, 49]] * 3, logits)
+    lane = continued([[49, 49, 49, 49], [49, 49, 3, 49], [48, 1, 1, 1]], logits)
+    kept, cut = aligned(reference, lane)
+    assert [len(rows) for rows in kept.numbers] == [len(rows) for rows in cut.numbers] == [4, 3, 1]
+
+
+def test_a_continuation_may_leave_the_original_at_a_near_tie_alone() -> None:
+    logits = np.zeros(50)
+    logits[10], logits[11], logits[12] = 5.0, 5.0 - 0.9 * NEAR_TIE, 5.0 - 1.1 * NEAR_TIE
+    reference = continued([[10, 10]] * 4, logits)
+    lane = continued([[10, 10], [10, 11], [10, 12], [3, 10]], logits)
+    assert faithful(*aligned(reference, lane)) == [True, True, False, False]
+    figure = checks(reference, lane)["continuations that leave the original at near ties only"].figure
+    assert figure is not None and not isinstance(figure, float) and figure.value == 0.5 and figure.n == 4
+
+
+def test_too_few_texts_prove_nothing() -> None:
+    given = texts(2)
+    found = checks(answers(given), answers(given))
+    assert found["same likeliest token"].verdict is Verdict.INCONCLUSIVE
+    nothing = Answers([np.zeros((0, 1 + LIKELIEST), np.float32)], [[]], [1], [False], ids=[np.array([4])])
+    (only,) = parity_checks(Task.TEXT_GENERATION, "texts", nothing, nothing, {}, "here")
+    assert only.verdict is Verdict.INCONCLUSIVE and only.note is not None and "two tokens" in only.note

@@ -1,0 +1,108 @@
+"""Text that goes on: what is read, what ends it, and when it is certain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from edgeexport.errors import NoRoom
+from edgeexport.session.generation import GenerationSpec, Limits, TextStream, generate
+from edgeexport.session.sampling import Sampling
+
+GREEDY = Sampling()
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """A token for each byte, so that most characters beyond ASCII need several."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+TOKENIZER = bytes_tokenizer()
+END = 255
+
+
+class Reciter:
+    """A model that knows one text by heart; it remembers what it was given to read."""
+
+    def __init__(self, text: str, context: int = 64) -> None:
+        self.ids = [*TOKENIZER.encode(text).ids, END]
+        self.context, self.position, self.given = context, 0, []  # type: ignore[var-annotated]
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        assert len(ids) and self.position + len(ids) <= self.context
+        self.given.append(ids.tolist())
+        self.position += len(ids)
+        return np.eye(256, dtype=np.float32)[self.ids[self.position] if self.position < len(self.ids) else END]
+
+    def rewind(self, position: int) -> None:
+        self.position = min(self.position, position)
+
+
+def said(model: Reciter, prompt: str, tokens: int | None = None, stop: tuple[str, ...] = ()) -> list[str]:
+    return list(generate(model, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop)))
+
+
+def test_it_goes_on_until_the_token_that_ends_it() -> None:
+    model = Reciter("one two three")
+    assert said(model, "one") == list(" two three")
+    assert model.given[0] == TOKENIZER.encode("one").ids and all(len(ids) == 1 for ids in model.given[1:])
+
+
+def test_it_ends_at_a_number_of_tokens_and_reads_none_in_vain() -> None:
+    model = Reciter("one two three")
+    assert "".join(said(model, "one", tokens=4)) == " two" and len(model.given) == 4
+
+
+def test_it_ends_when_the_context_is_full() -> None:
+    assert "".join(said(Reciter("one two three", context=8), "one")) == " two "
+
+
+def test_a_character_comes_when_it_is_whole() -> None:
+    assert said(Reciter("é 島!"), "é") == [" ", "島", "!"]
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(("two",), "one "), (("three", "two t"), "one "), (("tw0",), "one two three"), (("e t",), "on")])
+def test_a_stop_string_ends_it_and_no_part_of_it_is_said(stop: tuple[str, ...], expected: str) -> None:
+    pieces = said(Reciter("> one two three"), "> ", stop=stop)
+    assert "".join(pieces) == expected
+    for word in stop:  # not even for a moment
+        assert not any("".join(pieces[:count]).endswith(word) for count in range(len(pieces) + 1))
+
+
+def test_what_looks_like_a_stop_string_waits_and_is_said_at_the_end() -> None:
+    stream = TextStream(TOKENIZER, ("###",))
+    assert [stream.add(token) for token in TOKENIZER.encode("a##b#").ids] == ["a", "", "", "##b", ""]
+    assert stream.end() == "#" and not stream.stopped
+
+
+def test_a_conversation_is_not_read_again() -> None:
+    model = Reciter("hello there general")
+    assert "".join(said(model, "hello", tokens=6)) == " there"
+    model.given.clear()
+    assert "".join(said(model, "hello there")) == " general"
+    # Of "hello there" all but the last token is held: what was said last was never read.
+    assert model.given[0] == TOKENIZER.encode("e").ids
+
+
+def test_another_prompt_is_read_from_where_it_differs_at_the_latest() -> None:
+    model = Reciter("abcdef")
+    said(model, "abc")
+    model.given.clear()
+    said(model, "ab")
+    assert model.given[0] == TOKENIZER.encode("b").ids
+
+
+@pytest.mark.parametrize(("prompt", "told"), [("", "nothing to go on from"), ("x" * 64, "64 tokens"), ("x" * 100, "100 tokens")])
+def test_a_prompt_without_room_is_told(prompt: str, told: str) -> None:
+    with pytest.raises(NoRoom, match=told):
+        said(Reciter("x"), prompt)
+
+
+def test_a_spec_survives_being_written() -> None:
+    spec = GenerationSpec((2, 7), "{{ x }}", {"bos_token": "<s>"}, {"chat_template": "chat_template.jinja"})
+    assert GenerationSpec.from_dict(spec.as_dict()) == spec
