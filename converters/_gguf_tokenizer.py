@@ -56,6 +56,12 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Name → id of the tokens that begin, end and fill up texts, where the file names them, such as ``eos_token_id``."""
+    names = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+    return {name: int(metadata[f"{PREFIX}.{key}_token_id"]) for key, name in names.items() if f"{PREFIX}.{key}_token_id" in metadata}
+
+
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Name → token of those that the file names, such as ``eos_token``."""
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -144,5 +150,5 @@ def _begin_and_end(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: li
     used = {token: tokens.index(token) for token in (begin, end) if token is not None}
     if used:
         form = [*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])]
-        tokenizer.post_processor = processors.TemplateProcessing(single=form, pair=[*form, *(part.replace(":0", ":1") for part in form)],
-                                                                 special_tokens=list(used.items()))
+        second = [part.replace("$A", "$B").replace(":0", ":1") for part in form]
+        tokenizer.post_processor = processors.TemplateProcessing(single=form, pair=[*form, *second], special_tokens=list(used.items()))

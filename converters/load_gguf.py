@@ -12,8 +12,11 @@ from edgeexport.errors import CheckpointError
 from edgeexport.gguf_file import TEMPLATE, read_gguf_header
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._gguf_tokenizer import make_tokenizer, special_tokens
+from ._gguf_tokenizer import make_tokenizer, special_ids, special_tokens
 from .load_checkpoint import write_text
+
+
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 class LoadGguf(Step):
@@ -56,9 +59,18 @@ class LoadGguf(Step):
         (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         context.report(None, "unpacking the weights")
         unpack(path, out, context)
+        say_what_ends_texts(out, special_ids(metadata))
         if self.text is not None:
             write_text(out, self.text, self.spec, context)
         return self.infer({"source": inputs["source"].spec})  # type: ignore[return-value]
+
+
+def say_what_ends_texts(out: Path, ids: Mapping[str, int]) -> None:
+    """Have config.json name the tokens that the file names and no others: of what it does not say, Transformers takes the family's first model's."""
+    path = out / "config.json"
+    config = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in SPECIAL_IDS}
+    path.write_text(json.dumps(config | ids, indent=1, sort_keys=True), encoding="utf-8")
+    (out / "generation_config.json").unlink(missing_ok=True)
 
 
 def unpack(path: Path, out: Path, context: Context) -> None:

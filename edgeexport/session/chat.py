@@ -48,8 +48,9 @@ class ChatTemplate:
             if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
                 raise DataError(f"This is no message: {json.dumps(dict(message), ensure_ascii=False, default=str)[:80]}",
                                 hint=f'a message has "role" ({", ".join(ROLES)}) and "content", a string')
+        template = self._template
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=answer, **self.tokens)
+            return template.render(messages=list(messages), add_generation_prompt=answer, **self.tokens)
         except TemplateError as exc:
             raise DataError("The chat template refuses this conversation.", why=str(exc)) from exc
         except Exception as exc:  # what a template computes can fail in any way

@@ -35,7 +35,7 @@ def test_what_a_template_refuses_is_told_in_its_words() -> None:
 def test_an_error_in_a_template_is_told_by_its_line(source: str) -> None:
     with pytest.raises(DataError, match="has an error") as caught:
         ChatTemplate(source, {}).render(TALK)
-    assert "line 1" in str(caught.value)
+    assert caught.value.what == "The chat template has an error." and "line 1" in str(caught.value.why)
 
 
 def test_a_template_reaches_nothing_and_changes_nothing(tmp_path: Path) -> None:
