@@ -28,7 +28,8 @@ HEAVY = ("torch", "tensorflow", "onnx", "onnxruntime", "transformers", "ai_edge_
 LAYERS = (
     "errors", "session", "data", "take_place",
     "artifact", "architectures", "toml_file", "policy", "target", "recipe",
-    "saved_model_signature", "quantization", "gguf_file", "text_settings", "checkpoint", "gguf_checkpoint", "adapter", "saved_model", "store", "source",
+    "saved_model_signature", "quantization", "gguf_file", "text_settings", "checkpoint", "gguf_checkpoint", "adapter",
+    "saved_model", "store", "source",
     "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "loading", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
     "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "candidates", "workbench", "tune",

@@ -125,7 +125,7 @@ def test_an_unknown_key_at_any_depth_is_named_with_the_nearest(tmp_path: Path, o
     ("ram_mb = 512", 'ram_mb = "half"', "Key 'device.ram_mb'"),
     ("ram_mb_max = 100", "ram_mb_max = 0", "Key 'budget.ram_mb_max'"),
     ('format = "onnx"', 'format = "coreml"', "Key 'lanes.1.format'"),
-    ('precision = "float32"', 'precision = "weight-only-int8"', "onnx has no precision 'weight-only-int8'; known: blockwise-int4, blockwise-int8, dynamic-int8"),
+    ('precision = "float32"', 'precision = "weight-only-int8"', "onnx has no precision 'weight-only-int8'; known: blockwise-int4, blockwise-int8"),
     ('name = "onnx"', 'name = "litert"', "lane names must differ, got litert, litert"),
     ('name = "onnx"', 'name = "reference"', "a lane can't be called 'reference'"),
     ('name = "onnx"', 'name = "../onnx"', "Key 'lanes.1.name'"),

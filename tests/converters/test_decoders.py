@@ -1,0 +1,134 @@
+"""Language models of every family with a cache, in both formats, against Transformers without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+from tiny_decoders import CONTEXT, FAMILIES, write_decoder
+from zoo import Zoo
+
+from edgeexport.architectures import DECODERS
+from edgeexport.artifact import Task
+from edgeexport.catalog import find_step
+from edgeexport.policy import preset
+from edgeexport.recipe import ModelSection
+from edgeexport.session.generation import Decoder
+from edgeexport.session.run_onnx_decoder import OnnxDecoder
+from edgeexport.session.run_tflite_decoder import TfliteDecoder
+from edgeexport.step import View
+
+# Short pieces and long ones, single tokens between them, and past the sliding window of those that have one, to the end of the context.
+READS = (1, 17, 1, 1, 40, 3, 1, 30, 1, 1, 20, 1, 11)
+INT8 = {"onnx": "blockwise-int8", "tflite": "dynamic-int8"}
+
+
+class Families:
+    """Each family's checkpoint, and its exports, made once."""
+
+    def __init__(self, zoo: Zoo) -> None:
+        self.zoo = zoo
+        self._loaded: dict[str, View] = {}
+        self._exported: dict[tuple[str, str], View] = {}
+
+    def loaded(self, family: str) -> View:
+        if family not in self._loaded:
+            directory = write_decoder(self.zoo.place(family) / "checkpoint", family)
+            self._loaded[family] = self.zoo.load(directory, ModelSection(source="m"))
+        return self._loaded[family]
+
+    def exported(self, family: str, model_format: str) -> View:
+        if (family, model_format) not in self._exported:
+            options = {"lengths": (16,)} if model_format == "tflite" else {}
+            self._exported[family, model_format] = self.zoo.run(
+                find_step(f"export_decoder_{model_format}")(**options), {"checkpoint": self.loaded(family)})
+        return self._exported[family, model_format]
+
+    def quantized(self, family: str, model_format: str) -> View:
+        step = find_step(f"quantize_{model_format}")(precision=INT8[model_format], policy=preset(model_format, INT8[model_format]))
+        return self.zoo.run(step, {"model": self.exported(family, model_format)})
+
+    def logits(self, family: str, ids: np.ndarray) -> np.ndarray:
+        """What comes after each token, float32 [tokens, vocabulary], by Transformers at once."""
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.loaded(family).path, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            return model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def families(zoo: Zoo) -> Families:
+    return Families(zoo)
+
+
+def decoder(model: View) -> Decoder:
+    if model.spec.kind == "onnx":
+        return OnnxDecoder(model.path / "model.onnx", 1, CONTEXT)
+    return TfliteDecoder(model.path / "model.tflite", 1, CONTEXT)
+
+
+def text() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 500, CONTEXT)
+
+
+def errors(found: Decoder, expected: np.ndarray, ids: np.ndarray) -> list[float]:
+    """Mean absolute difference of the logits after each piece."""
+    place, differences = 0, []
+    for count in READS:
+        said = found.read(ids[place:place + count])
+        place += count
+        differences.append(float(np.abs(said - expected[place - 1]).mean()))
+    assert place == found.position == CONTEXT
+    return differences
+
+
+def test_every_decoder_is_tested() -> None:
+    assert set(FAMILIES) == set(DECODERS)
+
+
+@pytest.mark.parametrize("model_format", ["onnx", "tflite"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_comes_next_is_what_the_original_says(families: Families, family: str, model_format: str) -> None:
+    ids, model = text(), families.exported(family, model_format)
+    assert model.spec.task is Task.TEXT_GENERATION
+    expected = families.logits(family, ids)
+    found = decoder(model)
+    assert max(errors(found, expected, ids)) < 1e-4 * expected.std()
+    # What was read before, to the end of the context, is forgotten.
+    found.rewind(20)
+    assert np.abs(found.read(ids[20:60]) - expected[59]).max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize("model_format", ["onnx", "tflite"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_8_bits_stay_near(families: Families, family: str, model_format: str) -> None:
+    ids, model = text(), families.quantized(family, model_format)
+    expected = families.logits(family, ids)
+    assert np.mean(errors(decoder(model), expected, ids)) < 0.05 * expected.std()
+
+
+def test_a_tied_table_is_stored_once(families: Families) -> None:
+    parameters = families.loaded("llama").spec.parameters or 0
+    for model_format, most in (("onnx", 1.35), ("tflite", 1.6)):  # of such a small model much is scales, names and operators
+        for model, share in ((families.exported("llama", model_format), 4.0), (families.quantized("llama", model_format), 1.0)):
+            size = sum(path.stat().st_size for path in model.path.iterdir())
+            assert size < most * share * parameters + 60_000, (model_format, size, parameters)
+
+
+def test_the_graph_has_names_of_modules_and_no_places_of_this_machine(families: Families) -> None:
+    for family in ("llama", "gpt2"):
+        model = onnx.load(families.exported(family, "onnx").path / "model.onnx", load_external_data=False)
+        names = [node.name for node in model.graph.node]
+        assert len(set(names)) == len(names)
+        assert any(name.startswith(("layers.1.attn", "transformer.h.1.attn")) for name in names), names[:40]
+        assert str(Path.cwd()).encode() not in model.SerializeToString() and b"site-packages" not in model.SerializeToString()
+
+
+def test_the_same_twice_to_the_byte(families: Families, zoo: Zoo) -> None:
+    for family in ("llama", "gpt2"):
+        again = zoo.run(find_step("export_decoder_onnx")(), {"checkpoint": families.loaded(family)})
+        for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
+            assert (again.path / name).read_bytes() == (families.exported(family, "onnx").path / name).read_bytes(), name
