@@ -15,7 +15,6 @@ from edgeexport.step import Context, Refusal, Step, View
 from ._gguf_tokenizer import make_tokenizer, special_ids, special_tokens
 from .load_checkpoint import write_text
 
-
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
@@ -69,7 +68,7 @@ def say_what_ends_texts(out: Path, ids: Mapping[str, int]) -> None:
     """Have config.json name the tokens that the file names and no others: of what it does not say, Transformers takes the family's first model's."""
     path = out / "config.json"
     config = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in SPECIAL_IDS}
-    path.write_text(json.dumps(config | ids, indent=1, sort_keys=True), encoding="utf-8")
+    path.write_text(json.dumps({**config, **ids}, indent=1, sort_keys=True), encoding="utf-8")
     (out / "generation_config.json").unlink(missing_ok=True)
 
 

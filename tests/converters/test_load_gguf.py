@@ -135,7 +135,8 @@ def test_pieces_of_sentencepiece_are_joined_by_their_scores() -> None:
     pieces = {"<unk>": (0.0, 2), "<s>": (0.0, 3), "▁": (-9.0, 1), "a": (-9.0, 1), "b": (-9.0, 1), "c": (-9.0, 1), "ab": (-2.0, 1), "bc": (-1.0, 1),
               "abc": (-5.0, 1), "▁a": (-4.0, 1), "<0x21>": (0.0, 6)}
     metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": list(pieces),
-                "tokenizer.ggml.scores": [score for score, _ in pieces.values()], "tokenizer.ggml.token_type": [kind for _, kind in pieces.values()], "tokenizer.ggml.bos_token_id": 1,
+                "tokenizer.ggml.scores": [score for score, _ in pieces.values()],
+                "tokenizer.ggml.token_type": [kind for _, kind in pieces.values()], "tokenizer.ggml.bos_token_id": 1,
                 "tokenizer.ggml.unknown_token_id": 0}
     tokenizer = make_tokenizer(metadata)
     # "bc" is joined before "ab", which then is no pair any more; and "▁a" before "abc".
