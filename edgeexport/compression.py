@@ -37,6 +37,9 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         PlanError: a method has no data, or can't work on this model.
     """
     section, checkpoint = resolved.recipe.compress, original
+    if resolved.spec.task is Task.TEXT_GENERATION and section.changes_model:
+        raise PlanError("A language model is not made smaller yet, but by its precision.", why="[compress] is for encoders so far",
+                        hint="take compress out of the recipe; precision.onnx.preset = \"blockwise-int4\" halves the weights once more")
     if section.vocabulary is not None:
         if resolved.spec.task is Task.FILL_MASK:
             raise PlanError("The vocabulary of a model that fills in tokens is what it answers with.",

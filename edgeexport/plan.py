@@ -261,6 +261,9 @@ def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, polic
     if lane.format == "onnx":
         options = {"opset": resolved.recipe.export.opset} if resolved.spec.task is not Task.TEXT_GENERATION else {}
     inputs = {"checkpoint": checkpoint}
+    if resolved.spec.task is Task.TEXT_GENERATION and policy.needs_calibration:
+        return Refusal(reason="a language model's activations are not measured, which static INT8 asks for",
+                       hint="choose blockwise-int8 for ONNX, and dynamic-int8 for TFLite")
     if policy.smoothing and policy.needs_calibration and "calibration" in resolved.datasets:
         if resolved.spec.kind is not Kind.CHECKPOINT:
             return Refusal(reason=f"the outliers of a {resolved.spec.kind} can't be moved into its weights", hint="take smoothing out")

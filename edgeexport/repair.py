@@ -177,6 +177,8 @@ def repaired(evaluation: Evaluation, limits: Limits, tell: Callable[[Event], Non
     """
     found: dict[tuple[str, str], Repair] = {}
     prepared = evaluation.prepared
+    if prepared.resolved.spec.task is Task.TEXT_GENERATION:
+        return evaluation, found  # what its layers suffer is not measured yet
     for plan in evaluation.lanes:
         if plan.variant is None or not suffers(evaluation.report(plan), prepared.resolved.recipe) or repairable(prepared, plan) is not None:
             continue

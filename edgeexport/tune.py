@@ -306,9 +306,12 @@ def on_development(prepared: Prepared) -> Prepared:
     """The build judged by its development data, and timed beside the original.
 
     Raises:
-        RecipeError: there are none, or they have no labels.
+        RecipeError: there are none, or they have no labels; or the task is one that nothing is searched for.
     """
     resolved = prepared.resolved
+    if resolved.spec.task is Task.TEXT_GENERATION:
+        raise RecipeError("tune is for encoders so far.", why="a language model is not made smaller yet, but by its precision",
+                          hint="build it with the precision of your choice")
     data = resolved.datasets.get("development")
     if data is None or not any(row.labelled for row in data.rows):
         corpus = ' and corpus = "answers.jsonl"' if resolved.spec.task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} else ""

@@ -93,6 +93,11 @@ def show_built(built: Built, prepared: Prepared) -> None:
     for lane in report.lanes:
         if lane.repair is not None:
             show_repair(lane.lane, lane.repair)
+        if lane.speed is not None and lane.speed.generation is not None:
+            speed = lane.speed.generation
+            out.print(f"  {lane.lane}: {speed.decode_tokens_per_second:.0f} tokens a second, first token of {speed.prompt_tokens} after "
+                      f"{speed.first_token_ms:.0f} ms, {lane.speed.peak_rss_mb:.0f} MB with a full context; {lane.speed.threads} thread, this host",
+                      soft_wrap=False)
     explain_columns(report)
     out.print(f"verdict: {styled(report.verdict)}[dim]{report.scope.removeprefix(report.verdict.value)}[/]")
     out.print(f"bundle:  {built.directory}/  and  {built.archive.name} ({megabytes(built.archive.stat().st_size)})", soft_wrap=True)

@@ -15,6 +15,7 @@ import numpy as np
 from edgeexport.errors import BundleError, DataError, RuntimeUnavailable
 from edgeexport.session import tasks
 from edgeexport.session.generation import GENERATION_FILE, Decoder, GenerationSpec, read_generation_spec
+from edgeexport.session.run_genai_decoder import GenaiDecoder
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_onnxruntime import OnnxModel
 from edgeexport.session.run_tflite import TfliteModel
@@ -43,13 +44,13 @@ class Runtime(NamedTuple):
     Attributes:
         format: of the files that it runs.
         module: what must be importable.
-        load: makes a model of a file and a number of threads.
+        load: makes a model of a file and a number of threads; None where the runtime runs language models only.
         load_decoder: the same of a language model, with the tokens that its context holds; None where the runtime runs none.
     """
 
     format: str
     module: str
-    load: Callable[[Path, int], LoadedModel]
+    load: Callable[[Path, int], LoadedModel] | None
     load_decoder: Callable[[Path, int, int], Decoder] | None = None
 
 
@@ -60,6 +61,7 @@ def _tflite(module: str) -> Runtime:
 # By the distribution's name.
 RUNTIMES = {
     "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel, OnnxDecoder),
+    "onnxruntime-genai": Runtime("onnx", "onnxruntime_genai", None, GenaiDecoder),
     "ai-edge-litert": _tflite("ai_edge_litert.interpreter")._replace(load_decoder=TfliteDecoder),
     "tflite-runtime": _tflite("tflite_runtime.interpreter"),
 }
@@ -136,6 +138,8 @@ class Session:
             RuntimeUnavailable: the runtime is not installed here.
         """
         chosen = RUNTIMES[runtime]
+        if chosen.load is None:
+            raise RuntimeUnavailable(f"The runtime {runtime} runs language models only.")
         try:
             importlib.import_module(chosen.module)
         except ImportError as exc:

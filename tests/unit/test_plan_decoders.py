@@ -1,0 +1,68 @@
+"""The graph of a language model: its own exporters and reference, and what is refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_plan import HOST, LANES, resolved, target
+
+from edgeexport.artifact import Task
+from edgeexport.errors import PlanError
+from edgeexport.plan import Plan, buckets, make_plan
+from edgeexport.target import Target
+
+GENERATE = {"tasks": ["text-generation"]}
+BLOCKS = GENERATE | {"precision": "blockwise-int8"}
+
+
+def board(**changes: dict[str, Any]) -> Target:
+    return target("board", ("litert", "onnx"), **{"litert": GENERATE, "onnx": BLOCKS} | changes)
+
+
+def planned(target: Target | None = None, **options: Any) -> Plan:
+    return make_plan(resolved(task=Task.TEXT_GENERATION, max_length=1024, own=8192, **options), [target or board()], HOST)
+
+
+def test_a_language_model_has_exporters_and_a_reference_of_its_own() -> None:
+    plan = planned()
+    assert {node.step.name for node in plan.nodes.values()} == {
+        "load_checkpoint", "export_decoder_onnx", "export_decoder_tflite", "quantize_onnx", "quantize_tflite", "assemble_payload", "inspect_model",
+        "measure_answers", "measure_speed", "compute_generation_reference"}
+    # A context that is shorter than the model's own is no cut of texts.
+    assert plan.original == plan.reference
+
+
+def test_lanes_for_other_tasks_are_not_offered_and_a_lane_serves_all_others_unless_it_says_so() -> None:
+    everything = Target.model_validate(board().model_dump(by_alias=True) | {"lanes": [
+        {"name": "a", **LANES["onnx"]}, {"name": "b", **LANES["onnx"], **BLOCKS}]})
+    offered = {plan.lane.name: plan.variant for plan in planned(everything).lanes}
+    assert offered == {"a": None, "b": "onnx-blockwise-int8"}
+    encoder = {plan.lane.name: plan.variant for plan in make_plan(resolved(), [everything], HOST).lanes}
+    assert encoder == {"a": "onnx-dynamic-int8", "b": None}
+
+
+@pytest.mark.parametrize(("context", "given", "expected"), [
+    (1024, None, (16, 128)), (200, None, (16,)), (20, None, (1,)), (1024, (32, 256), (32, 256))])
+def test_prompts_are_read_in_pieces_that_fit_twice_into_the_context(context: int, given: tuple[int, ...] | None, expected: tuple[int, ...]) -> None:
+    recipe = {"export": {"lengths": given}} if given else {}
+    assert buckets(resolved(task=Task.TEXT_GENERATION, max_length=context, own=8192, recipe=recipe)) == expected
+
+
+@pytest.mark.parametrize(("recipe", "changes", "told"), [
+    ({"compress": {"prune": {"heads": 0.5}}}, {}, "not made smaller yet"),
+    ({"export": {"lengths": [16, 2048]}}, {}, "holds 1024 tokens"),
+    ({}, {"onnx": GENERATE | {"precision": "dynamic-int8"}}, "quantized in blocks"),
+    ({}, {"litert": GENERATE | {"precision": "static-int8"}}, "activations are not measured"),
+])
+def test_what_is_not_possible_is_told_before_any_work(recipe: dict[str, Any], changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        planned(board(**changes), recipe=recipe)
+    assert told in str(caught.value)
+
+
+def test_weights_beyond_two_gigabytes_lie_beside_an_onnx_graph_and_fit_no_tflite_file() -> None:
+    plan = planned(board(litert=GENERATE | {"required": False}), parameters=10**9)
+    refusal = next(lane.refusal for lane in plan.lanes if lane.lane.name == "litert")
+    assert refusal is not None and "at most 2 GB" in refusal.reason
+    assert next(lane.variant for lane in plan.lanes if lane.lane.name == "onnx") == "onnx-blockwise-int8"
