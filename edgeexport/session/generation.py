@@ -68,6 +68,49 @@ class Decoder(Protocol):
         """Forget what was read from a position on."""
 
 
+class Reader:
+    """A decoder that knows what it has read, so that a prompt which begins with that is read from there on.
+
+    Attributes:
+        decoder: the decoder.
+        ids: the tokens that it holds.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.ids: list[int] = []
+
+    @property
+    def context(self) -> int:
+        """How many tokens it can hold."""
+        return self.decoder.context
+
+    @property
+    def position(self) -> int:
+        """How many it holds."""
+        return self.decoder.position
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Read on, int64 [length]; the logits of what comes next, float32 [vocabulary]."""
+        self.ids += ids.tolist()
+        return self.decoder.read(ids)
+
+    def rewind(self, position: int) -> None:
+        """Forget what was read from a position on."""
+        del self.ids[position:]
+        self.decoder.rewind(position)
+
+    def held_of(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt, from its beginning on, need not be read again; its last one always is."""
+        same = next((place for place, (held, new) in enumerate(zip(self.ids, prompt)) if held != new), min(len(self.ids), len(prompt)))
+        return min(same, len(prompt) - 1)
+
+    def read_prompt(self, prompt: Sequence[int]) -> np.ndarray:
+        """Have read a prompt and nothing else; the logits of what comes after it."""
+        self.rewind(self.held_of(prompt))
+        return self.read(np.asarray(prompt[self.position:], np.int64))
+
+
 @dataclass(frozen=True)
 class Limits:
     """What ends a text.
@@ -83,24 +126,20 @@ class Limits:
     stop_strings: tuple[str, ...] = ()
 
 
-def generate(decoder: Decoder, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
+def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
     """The text that comes after a prompt, piece by piece, as soon as it is certain.
-
-    The decoder holds the beginning of the prompt already, up to its position: that is not read again, so a conversation goes on where it was.
-    At least the last token is.
 
     Raises:
         NoRoom: the prompt leaves no room in the context.
     """
-    require_room(len(prompt), decoder.context)
-    decoder.rewind(min(decoder.position, len(prompt) - 1))
+    require_room(len(prompt), reader.context)
     sampler, stream = Sampler(sampling), TextStream(tokenizer, limits.stop_strings)
-    room = decoder.context - len(prompt)
+    room = reader.context - len(prompt)
     read = list(prompt)
-    logits = decoder.read(np.asarray(prompt[decoder.position:], np.int64))
+    logits = reader.read_prompt(prompt)
     for number in range(room if limits.tokens is None else min(room, limits.tokens)):
         if number:
-            logits = decoder.read(np.asarray(read[-1:], np.int64))
+            logits = reader.read(np.asarray(read[-1:], np.int64))
         token = sampler.choose(logits, read)
         if token in limits.stop_ids:
             break

@@ -81,7 +81,7 @@ def answer_request(model: LanguageModel, request: dict[str, Any]) -> Iterator[di
     given = request.get("messages") or request["prompt"]
     ids = model.encode(given) if request.get("raw") else model.encode_request(given)
     started, first, pieces = time.perf_counter(), None, 0
-    held = min(model.decoder.position, len(ids) - 1)
+    held = model.decoder.held_of(ids.tolist())
     for piece in model.generate(ids, Sampling(**request.get("sampling", {})), request.get("tokens"), request.get("stop", ())):
         first = first or time.perf_counter()
         pieces += 1

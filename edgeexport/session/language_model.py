@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeexport.errors import DataError, RuntimeUnavailable
 from edgeexport.session.chat import ChatTemplate
-from edgeexport.session.generation import Decoder, Limits, generate
+from edgeexport.session.generation import Limits, Reader, generate
 from edgeexport.session.payload import RUNTIMES, Payload
 from edgeexport.session.sampling import Sampling
 
@@ -23,7 +23,7 @@ class LanguageModel:
 
     Attributes:
         payload: the payload.
-        decoder: the model, and what it has read.
+        decoder: the model, which knows what it has read.
         template: how a conversation is written; None where the model was not trained on any.
     """
 
@@ -43,7 +43,7 @@ class LanguageModel:
         self.payload, self.spec = payload, payload.require_generation()
         self.tokenizer = payload.whole_tokenizer()
         self.template = ChatTemplate(self.spec.chat_template, self.spec.tokens) if self.spec.chat_template else None
-        self.decoder: Decoder = chosen.load_decoder(payload.model_path(variant), threads, payload.spec.max_length)
+        self.decoder = Reader(chosen.load_decoder(payload.model_path(variant), threads, payload.spec.max_length))
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, int64 [length], with those that the tokenizer puts before and after one."""

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeexport.errors import NoRoom
-from edgeexport.session.generation import GenerationSpec, Limits, TextStream, generate
+from edgeexport.session.generation import GenerationSpec, Limits, Reader, TextStream, generate
 from edgeexport.session.sampling import Sampling
 
 GREEDY = Sampling()
@@ -32,6 +32,7 @@ class Reciter:
     def __init__(self, text: str, context: int = 64) -> None:
         self.ids = [*TOKENIZER.encode(text).ids, END]
         self.context, self.position, self.given = context, 0, []  # type: ignore[var-annotated]
+        self.reader = Reader(self)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         assert len(ids) and self.position + len(ids) <= self.context
@@ -44,7 +45,7 @@ class Reciter:
 
 
 def said(model: Reciter, prompt: str, tokens: int | None = None, stop: tuple[str, ...] = ()) -> list[str]:
-    return list(generate(model, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop)))
+    return list(generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop)))
 
 
 def test_it_goes_on_until_the_token_that_ends_it() -> None:
@@ -89,12 +90,13 @@ def test_a_conversation_is_not_read_again() -> None:
     assert model.given[0] == TOKENIZER.encode("e").ids
 
 
-def test_another_prompt_is_read_from_where_it_differs_at_the_latest() -> None:
+@pytest.mark.parametrize(("prompt", "read"), [("ab", "b"), ("abxyz", "xyz"), ("xbc", "xbc"), ("abc", "c"), ("abcdefg", "g")])
+def test_another_prompt_is_read_from_where_it_differs(prompt: str, read: str) -> None:
     model = Reciter("abcdef")
-    said(model, "abc")
+    said(model, "abc", tokens=4)  # "def" and its end; of these the last was chosen, and never read
     model.given.clear()
-    said(model, "ab")
-    assert model.given[0] == TOKENIZER.encode("b").ids
+    said(model, prompt, tokens=1)
+    assert model.given == [TOKENIZER.encode(read).ids] and model.reader.ids == TOKENIZER.encode(prompt).ids
 
 
 @pytest.mark.parametrize(("prompt", "told"), [("", "nothing to go on from"), ("x" * 64, "64 tokens"), ("x" * 100, "100 tokens")])
