@@ -34,8 +34,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Files that go together: a tokenizer, and the modules of sentence-transformers. They are all the adapter's, or all the base model's.
-TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt|bpe\.codes"
-                       r"|[\w.-]+\.model")
+TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|chat_template\.jinja|vocab\.txt|merges\.txt"
+                       r"|bpe\.codes|[\w.-]+\.model")
 SENTENCE = re.compile(r"(modules|sentence_bert_config|config_sentence_transformers)\.json|[0-9]+_\w+/config\.json")
 
 # Methods that leave the weights as they are: they put something before the text, between the layers, or choose among adapters text by text.
@@ -45,7 +45,7 @@ UNMERGEABLE = frozenset({"ADAPTION_PROMPT", "CARTRIDGE", "CPT", "LILY", "MULTITA
 
 # PEFT's task types. Source: peft.TaskType.
 TASK_TYPES = {"SEQ_CLS": Task.TEXT_CLASSIFICATION, "TOKEN_CLS": Task.TOKEN_CLASSIFICATION, "QUESTION_ANS": Task.QUESTION_ANSWERING,
-              "FEATURE_EXTRACTION": Task.FEATURE_EXTRACTION}
+              "FEATURE_EXTRACTION": Task.FEATURE_EXTRACTION, "CAUSAL_LM": Task.TEXT_GENERATION}
 # What the modules are called that make a head; PEFT saves them whole beside the adapter. Source: its PeftModelFor… classes.
 HEAD_MODULES = {Task.TEXT_CLASSIFICATION: ("classifier", "score"), Task.TOKEN_CLASSIFICATION: ("classifier", "score"),
                 Task.QUESTION_ANSWERING: ("qa_outputs",)}

@@ -16,10 +16,12 @@ from adapters import resolved, taken_in, write_adapter
 from edgeexport.converters._task_model import load_model
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, Case
+from tiny_decoders import write_decoder
 from zoo import Zoo
 
 from edgeexport.artifact import Task
 from edgeexport.errors import CheckpointError, EdgeExportError
+from edgeexport.session.generation import read_generation_spec
 from edgeexport.session.text import read_text_spec
 
 BASE = Case("bert", Task.FEATURE_EXTRACTION)
@@ -355,3 +357,18 @@ def test_a_whole_checkpoint_with_an_adapters_config_is_a_checkpoint(zoo: Zoo, tm
     directory = Path(shutil.copytree(zoo.directory(BASE), tmp_path / "whole"))
     (directory / "adapter_config.json").write_text("{}")
     assert resolved(zoo, directory).base is None
+
+
+def test_an_adapter_of_a_language_model(zoo: Zoo, tmp_path: Path) -> None:
+    base = write_decoder(tmp_path / "base", "llama")
+    config = lora("CAUSAL_LM", target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted = write_adapter(tmp_path / "adapter", base, Task.TEXT_GENERATION, config)
+    found = resolved(zoo, tmp_path / "adapter")
+    view = taken_in(zoo, found)
+    assert found.spec.task is Task.TEXT_GENERATION and view.spec.parameters == found.spec.parameters
+    merged, ids = load_model(view.path, Task.TEXT_GENERATION), torch.arange(3, 60)[None]
+    with torch.no_grad():
+        ours, theirs, before = (model(input_ids=ids).logits for model in (merged, adapted, load_model(base, Task.TEXT_GENERATION)))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+    assert not np.allclose(ours, before, atol=0.1)
+    assert read_generation_spec(view.path / "generation.json").chat_template

@@ -67,6 +67,7 @@ MODEL_CLASSES = {
     Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
     Task.QUESTION_ANSWERING: "AutoModelForQuestionAnswering",
     Task.FILL_MASK: "AutoModelForMaskedLM",
+    Task.TEXT_GENERATION: "AutoModelForCausalLM",
 }
 TEXTS = tuple(row.text for row in probe_set(Task.FEATURE_EXTRACTION).rows)
 
