@@ -20,6 +20,7 @@ from edgeexport.schedule import Event, Limits
 from edgeexport.session.evidence import Answers
 from edgeexport.target import Target
 from edgeexport.verify.check import Verdict, together
+from edgeexport.verify.expectations import is_continued
 from edgeexport.verify.judge import scope
 from edgeexport.verify.lane_report import LaneReport, Repair
 
@@ -90,8 +91,11 @@ def _seal(evaluation: Evaluation, target: Target, destination: Path, repairs: Ma
 
 
 def golden_choice(answers: Answers) -> list[int]:
-    """Which rows become golden vectors: evenly spread over the order by length, the shortest and the longest among them."""
-    order = sorted(range(len(answers.tokens)), key=lambda i: (answers.tokens[i], i))
+    """Which rows become golden vectors: evenly spread over the order by length, the shortest and the longest among them.
+
+    None that a language model goes on with: on another machine it may fall to the other side of a near tie, and go another way.
+    """
+    order = sorted((i for i in range(len(answers.tokens)) if not is_continued(answers, i)), key=lambda i: (answers.tokens[i], i))
     count = min(GOLDEN_COUNT, len(order))
     return sorted({order[round(k * (len(order) - 1) / max(count - 1, 1))] for k in range(count)})
 

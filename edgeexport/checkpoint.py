@@ -48,6 +48,8 @@ HEADS = {
 # What lies in a layer, by the names of weights that Transformers' models and GGUF files have.
 LAYER = re.compile(r"(^|\.)(layer|layers|albert_layers|h|blk)\.\d+\.")
 LABELLED_TASKS = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
+# GPT-2's masks of what comes later, which older files hold beside the weights.
+MASK = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$")
 # Classes of a head of which config.json says nothing. Source: Transformers' PretrainedConfig.num_labels.
 UNNAMED_LABELS = 2
 
@@ -192,7 +194,10 @@ class Checkpoint:
     def weights(self) -> dict[str, int]:
         """Name → number of the floating-point weights that are stored, or stand packed."""
         tensors = {name: tensor for header in self.headers.values() for name, tensor in header.items() if name != "__metadata__"}
-        return count_weights(tensors, self.quantization)
+        counts = count_weights(tensors, self.quantization)
+        # Some files hold what is no weight of its own: GPT-2's masks, and a head that the configuration ties to the table of tokens.
+        tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
+        return {name: count for name, count in counts.items() if name not in tied and not MASK.search(name)}
 
     @property
     def parameters(self) -> int:

@@ -10,10 +10,11 @@ import click
 import jinja2
 from rich.markup import escape
 
+from edgeexport.artifact import Task
 from edgeexport.cli.model_options import trust_option
 from edgeexport.cli.terminal import json_option, out, print_json
 from edgeexport.errors import OutputError
-from edgeexport.plan import default_lengths
+from edgeexport.plan import PREFILL_LENGTHS, default_lengths
 from edgeexport.recipe import RECIPE_FILE, load_recipe, recipe_for
 from edgeexport.source import BaseModel, local_path, resolve_model
 from edgeexport.store import Store
@@ -39,11 +40,13 @@ def init_command(model: str, path: Path, force: bool, trusted: bool, as_json: bo
     checkpoint = found.model
     spec, text = checkpoint.spec(recipe.model), checkpoint.text_spec(recipe.model)
     task = spec.require_task()
+    generates = task is Task.TEXT_GENERATION
     template = (importlib.resources.files("edgeexport.data") / "recipe.toml.jinja").read_text(encoding="utf-8")
     margins = {name: by_task[task] for name, by_task in MARGINS.items() if task in by_task}
     content = jinja2.Template(template, keep_trailing_newline=True, undefined=jinja2.StrictUndefined).render(
         recipe=recipe, spec=spec, text=text, task=task, revision=found.leaf.revision, base=base_name(found.base, path),
-        vector=task in VECTOR_TASKS, margins=margins, lengths=list(default_lengths(text.max_length)))
+        vector=task in VECTOR_TASKS, generates=generates, margins=margins,
+        lengths=[length for length in PREFILL_LENGTHS if 2 * length <= text.max_length] if generates else list(default_lengths(text.max_length)))
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as exc:

@@ -1,6 +1,6 @@
 """Run this bundle. Needs Python 3.9 or newer, NumPy, tokenizers and one of the bundle's runtimes:
 
-    pip install numpy tokenizers ai-edge-litert      (or onnxruntime, or tflite-runtime)
+    pip install numpy tokenizers ai-edge-litert      (or onnxruntime, or tflite-runtime; for a language model that chats also jinja2)
     python sample.py "a text" ["a second text"]
 
 The code that turns text into an answer is `session.pyz`, the very code that measured the figures in report.html.
