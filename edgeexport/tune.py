@@ -222,8 +222,9 @@ class Search:
         except (PlanError, RecipeError) as exc:
             self.bench.refused.append(f"training: {exc.reason}")
             return
-        if 2 * (self.bench.shaping + LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0])) > TRYING * self._left():
-            ready = self.bench.make_ready(shortlist[0])
+        # Whatever is compared with it, the deepest is made, and tells what that takes.
+        ready = self.bench.make_ready(shortlist[0])
+        if self.bench.shaping + 2 * LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0]) > TRYING * self._left():
             if ready is not None and self._train_on(ready):
                 self.bench.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
             return

@@ -468,7 +468,7 @@ def test_to_try_takes_a_fifth_of_the_time_with_what_comes_before_training() -> N
     assert len(rehearse(*everything, shaping=5.0).rehearsed.trained) > 2
     few = rehearse(*everything, shaping=80.0)
     assert len(few.rehearsed.trained) == 2 and any("too few to compare it" in words for words in few.bench.refused)
-    slow = rehearse(*everything, shaping=150.0)
+    slow = rehearse(*everything, shaping=300.0)
     assert slow.rehearsed.trained == [] and [candidate.layers for candidate in slow.rehearsed.evaluated] == [None]
 
 
