@@ -251,7 +251,7 @@ class Search:
             epoch = self.bench.epoch_seconds(candidate)
             epochs = round(max(LEAST_EPOCHS, (seconds - self.bench.shaping) / epoch), 1)
             needed = self.bench.shaping + epochs * epoch
-            if len(self.scouts) > 1 and self._left() - needed < until:
+            if self.scouts and self._left() - needed < until:
                 self.bench.refused.append(f"training {candidate.title}: {self.wish.minutes:g} minutes are too few to compare it")
                 break
             if not self._has_time(candidate, needed + self.bench.evaluating):
