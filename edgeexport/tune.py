@@ -28,8 +28,9 @@ from edgeexport.report.model import CandidateReport, FitReport, Report, ScoutRep
 from edgeexport.workbench import Scout, Workbench
 
 SHORTLIST = 3
-# Share of the time for training the shortlist, together.
-TRYING = 0.15
+# Share of the time for making and training the shortlist, together: on a slow machine to make a candidate takes longer than to train it for a while,
+# and what is tried is not trained on.
+TRYING = 0.2
 LEAST_EPOCHS = 0.5
 # Evaluating what was trained for a short time can end the search early; it is worth no more than this share of the time that is left.
 LOOKING = 0.15
@@ -221,8 +222,9 @@ class Search:
         except (PlanError, RecipeError) as exc:
             self.bench.refused.append(f"training: {exc.reason}")
             return
-        if 2 * LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0]) > TRYING * self._left():
-            ready = self.bench.make_ready(shortlist[0])
+        # Whatever is compared with it, the deepest is made, and tells what that takes.
+        ready = self.bench.make_ready(shortlist[0])
+        if self.bench.shaping + 2 * LEAST_EPOCHS * self.bench.epoch_seconds(shortlist[0]) > TRYING * self._left():
             if ready is not None and self._train_on(ready):
                 self.bench.refused += [f"training {other.title}: {self.wish.minutes:g} minutes are too few to compare it" for other in shortlist[1:]]
             return
@@ -243,11 +245,16 @@ class Search:
 
     def _train_to_choose(self, shortlist: Sequence[Candidate]) -> None:
         """Train what is worth a try for a short time each."""
+        until = (1 - TRYING) * self._left()
         seconds = TRYING * self._left() / (len(shortlist) + 2)
         for candidate in self._worth_a_try(shortlist):
             epoch = self.bench.epoch_seconds(candidate)
-            epochs = round(max(LEAST_EPOCHS, seconds / epoch), 1)
-            if not self._has_time(candidate, self.bench.shaping + epochs * epoch + self.bench.evaluating):
+            epochs = round(max(LEAST_EPOCHS, (seconds - self.bench.shaping) / epoch), 1)
+            needed = self.bench.shaping + epochs * epoch
+            if self.scouts and self._left() - needed < until:
+                self.bench.refused.append(f"training {candidate.title}: {self.wish.minutes:g} minutes are too few to compare it")
+                break
+            if not self._has_time(candidate, needed + self.bench.evaluating):
                 break
             scout = self.bench.train(candidate.model_copy(update={"epochs": epochs}))
             if scout is not None:

@@ -320,8 +320,9 @@ class RehearsedBench(Workbench):
         good: from how many epochs on a candidate is good enough.
     """
 
-    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0) -> None:
-        super().__init__(prepared(), None, lambda event: None, evaluating=evaluating, judging=25.0)  # type: ignore[arg-type]
+    def __init__(self, distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0,
+                 shaping: float = 0.0) -> None:
+        super().__init__(prepared(), None, lambda event: None, evaluating=evaluating, judging=25.0, shaping=shaping)  # type: ignore[arg-type]
         self.distances, self.shapes, self.seconds_of_reading = distances, shapes, reading
         self.fitted: dict[int | None, float] = {}
         self.spent, self.trained, self.evaluated = 0.0, [], []  # type: ignore[var-annotated]
@@ -346,7 +347,7 @@ class RehearsedBench(Workbench):
         if candidate.layers not in self.distances:
             return None
         self.trained.append(candidate)
-        self.spent += 10 + 25 * candidate.compute * candidate.epochs
+        self.spent += self.shaping + 10 + 25 * candidate.compute * candidate.epochs
         return Scout(candidate, self.distances[candidate.layers], 10.0, 25 * candidate.compute)
 
     def evaluate(self, candidate: Candidate) -> tuple[LaneTrial, ...] | None:
@@ -374,8 +375,8 @@ class Rehearsed(Search):
 
 
 def rehearse(distances: dict[int | None, float], shapes: dict[int | None, bool], reading: float = 10.0, evaluating: float = 60.0,
-             **options: Any) -> Rehearsed:
-    search = Rehearsed(RehearsedBench(distances, shapes, reading, evaluating), **options)
+             shaping: float = 0.0, **options: Any) -> Rehearsed:
+    search = Rehearsed(RehearsedBench(distances, shapes, reading, evaluating, shaping), **options)
     search.trials = [trial(PARAMETERS + 1.2e6, speedup=1.2)]
     search._train()
     return search
@@ -460,6 +461,17 @@ def test_where_there_is_time_for_one_training_alone_the_deepest_gets_it_all() ->
     assert -3 < found._left() - found.bench.judging < 3
     assert len(found.bench.refused) == 2 and all("too few to compare it" in words for words in found.bench.refused)
     assert rehearse({4: 0.1}, {4: True}, reading=250.0).rehearsed.evaluated == []  # the deepest can't be made
+
+
+def test_to_try_takes_a_fifth_of_the_time_with_what_comes_before_training() -> None:
+    everything: tuple[dict[int | None, float], dict[int | None, bool]] = ({None: 0.1, 4: 0.2, 3: 0.3}, {None: True, 4: True, 3: True})
+    assert len(rehearse(*everything, shaping=5.0).rehearsed.trained) > 2
+    for shaping, trained in ((80.0, 2), (150.0, 1)):
+        few = rehearse(*everything, shaping=shaping)
+        assert len(few.rehearsed.trained) == trained and few.rehearsed.evaluated[-1].epochs > 5
+        assert any("too few to compare it" in words for words in few.bench.refused)
+    slow = rehearse(*everything, shaping=300.0)
+    assert slow.rehearsed.trained == [] and [candidate.layers for candidate in slow.rehearsed.evaluated] == [None]
 
 
 def test_what_was_trained_to_choose_is_not_evaluated_where_that_costs_much_of_the_time() -> None:
