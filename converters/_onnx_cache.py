@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+
 class OnnxCache:
     """Keys and values by ``LAYER.key`` and ``LAYER.value``, in the inputs and outputs that onnxruntime-genai names."""
 

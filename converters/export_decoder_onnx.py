@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import StepFailed
+from edgeexport.session.generation import GENERATION_FILE, read_generation_spec
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._cached_decoder import cache_shape, load_decoder
@@ -24,9 +25,6 @@ from ._onnx_cache import OnnxCache, trace
 from ._onnx_external import MODEL, ExternalReader, ExternalWriter, copy_constants
 from ._task_model import read_config, read_text
 from .export_onnx import name_nodes_by_module
-
-if TYPE_CHECKING:
-    pass
 
 GENAI_CONFIG = "genai_config.json"
 # Architectures for which the builder makes a graph that agrees with the original.
@@ -67,15 +65,18 @@ class ExportDecoderOnnx(Step):
             shutil.rmtree(built, ignore_errors=True)
             build_graph(path, built, context)
             context.report(None, "writing")
-            tidy(built, out, read_config(path), held)
+            settings = tidy(built, out, read_config(path))
             shutil.rmtree(built)
         else:
-            self._trace(path, out, held, context)
+            settings = self._trace(path, out, held, context)
+        stops = read_generation_spec(path / GENERATION_FILE).stop_ids
+        settings["model"] |= {"context_length": held, "eos_token_id": stops[0] if len(stops) == 1 else list(stops)}
+        settings["search"]["max_length"] = held
+        (out / GENAI_CONFIG).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
 
-
-    def _trace(self, path: Path, out: Path, held: int, context: Context) -> None:
-        """Have PyTorch export the model."""
+    def _trace(self, path: Path, out: Path, held: int, context: Context) -> dict[str, Any]:
+        """Have PyTorch export the model; what onnxruntime-genai needs to know of it."""
         import torch
 
         torch.set_num_threads(context.threads)
@@ -86,12 +87,12 @@ class ExportDecoderOnnx(Step):
         graph = trace(model, kept, self.opset)
         name_nodes_by_module(graph)
         context.report(None, "writing")
-        settings = genai_settings(model.config, held)
+        settings = genai_settings(model.config)
         del model
         with ExternalWriter(out) as writer:
             copy_constants(graph, ExternalReader(out), writer)
             writer.save(graph)
-        write_settings(out, settings)
+        return settings
 
 
 def build_graph(checkpoint: Path, out: Path, context: Context) -> None:
@@ -111,14 +112,16 @@ def build_graph(checkpoint: Path, out: Path, context: Context) -> None:
         raise StepFailed("onnxruntime-genai's builder failed.", why=" / ".join(lines[-2:]) or None)
 
 
-def tidy(built: Path, out: Path, config: Mapping[str, Any], context: int) -> None:
+def tidy(built: Path, out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Write the graph with names of nodes by their modules, the real shapes of the cache, and without the builder's notes.
 
     Args:
         built: what the builder wrote.
         out: the folder to write to.
         config: the checkpoint's config.json.
-        context: the tokens that are held at once.
+
+    Returns:
+        What the builder says of it for onnxruntime-genai.
     """
     import onnx
 
@@ -137,12 +140,11 @@ def tidy(built: Path, out: Path, config: Mapping[str, Any], context: int) -> Non
     with ExternalWriter(out) as writer:
         copy_constants(model, ExternalReader(built), writer)
         writer.save(model)
-    settings = json.loads((built / GENAI_CONFIG).read_text(encoding="utf-8"))
-    settings["model"]["context_length"] = settings["search"]["max_length"] = context
-    write_settings(out, settings)
+    settings: dict[str, Any] = json.loads((built / GENAI_CONFIG).read_text(encoding="utf-8"))
+    return settings
 
 
-def genai_settings(config: Any, context: int) -> dict[str, Any]:
+def genai_settings(config: Any) -> dict[str, Any]:
     """What onnxruntime-genai needs to know of a graph that its builder did not make; of the families that it can tell apart, one without
     anything of its own.
 
@@ -151,8 +153,7 @@ def genai_settings(config: Any, context: int) -> dict[str, Any]:
     shape = cache_shape(config)
     return {
         "model": {
-            "type": "llama", "vocab_size": config.vocab_size, "context_length": context, "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id,
+            "type": "llama", "vocab_size": config.vocab_size, "bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []}, "filename": MODEL, "head_size": shape.width,
                 "hidden_size": config.hidden_size, "num_attention_heads": shape.heads, "num_hidden_layers": shape.layers,
@@ -160,9 +161,4 @@ def genai_settings(config: Any, context: int) -> dict[str, Any]:
                 "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids",
                            "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"},
                 "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}}},
-        "search": {"max_length": context, "past_present_share_buffer": True}}
-
-
-def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write `genai_config.json`."""
-    (out / GENAI_CONFIG).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+        "search": {"past_present_share_buffer": True}}

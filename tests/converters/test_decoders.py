@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
 from edgeexport.policy import preset
 from edgeexport.recipe import ModelSection
-from edgeexport.session.generation import Decoder
+from edgeexport.session.generation import Decoder, read_generation_spec
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
 from edgeexport.step import View
@@ -125,6 +126,13 @@ def test_the_graph_has_names_of_modules_and_no_places_of_this_machine(families: 
         assert len(set(names)) == len(names)
         assert any(name.startswith(("layers.1.attn", "transformer.h.1.attn")) for name in names), names[:40]
         assert str(Path.cwd()).encode() not in model.SerializeToString() and b"site-packages" not in model.SerializeToString()
+
+
+def test_onnxruntime_genai_is_told_what_ends_a_text_and_how_much_is_held(families: Families) -> None:
+    for family in ("llama", "gpt2"):
+        settings = json.loads((families.exported(family, "onnx").path / "genai_config.json").read_text())
+        stops = read_generation_spec(families.loaded(family).path / "generation.json").stop_ids
+        assert settings["model"]["eos_token_id"] == stops[0] and settings["model"]["context_length"] == settings["search"]["max_length"] == CONTEXT
 
 
 def test_the_same_twice_to_the_byte(families: Families, zoo: Zoo) -> None:
