@@ -123,7 +123,8 @@ class Bundle:
         session = self.session
         if not isinstance(session, LanguageModel):
             raise DataError(f"This is a model for {self.payload.head.task}, and generates no text.", hint="use run")
-        return session.generate(session.encode_request(request), Sampling(**sampling), tokens, stop)
+        pieces = session.generate(session.encode_request(request), Sampling(**sampling), tokens, stop)
+        return (piece.text for piece in pieces if piece.text)
 
     def run_all(self, texts: Sequence[str]) -> list[Any]:
         """The answers to several texts."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,15 +51,15 @@ def read_generation_spec(path: Path) -> GenerationSpec:
 
 
 class Decoder(Protocol):
-    """A language model in a runtime, and what it has read so far.
+    """A language model in a runtime, and what it has read so far."""
 
-    Attributes:
-        context: how many tokens it can hold.
-        position: how many it holds.
-    """
+    @property
+    def context(self) -> int:
+        """How many tokens it can hold."""
 
-    context: int
-    position: int
+    @property
+    def position(self) -> int:
+        """How many it holds."""
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read on, int64 [length] of at least one; the logits of what comes after the last token, float32 [vocabulary]."""
@@ -126,8 +126,20 @@ class Limits:
     stop_strings: tuple[str, ...] = ()
 
 
-def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
-    """The text that comes after a prompt, piece by piece, as soon as it is certain.
+class Piece(NamedTuple):
+    """A step of an answer.
+
+    Attributes:
+        text: what has become certain; often nothing, as a character may need several tokens.
+        tokens: how many tokens the answer has so far.
+    """
+
+    text: str
+    tokens: int
+
+
+def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[Piece]:
+    """The text that comes after a prompt, as soon as it is certain: a piece for each token, and one for what was held back.
 
     Raises:
         NoRoom: the prompt leaves no room in the context.
@@ -144,14 +156,10 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
         if token in limits.stop_ids:
             break
         read.append(token)
-        piece = stream.add(token)
-        if piece:
-            yield piece
+        yield Piece(stream.add(token), len(read) - len(prompt))
         if stream.stopped:
             return
-    rest = stream.end()
-    if rest:
-        yield rest
+    yield Piece(stream.end(), len(read) - len(prompt))
 
 
 def require_room(tokens: int, context: int) -> None:
@@ -183,6 +191,8 @@ class TextStream:
     stop_strings: tuple[str, ...] = ()
     stopped: bool = False
     _held: str = field(default="", init=False)
+    _ids: list[int] = field(default_factory=list, init=False)
+    _decoded: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Begin a text."""
@@ -192,7 +202,10 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that has become certain with one more token."""
-        self._held += self._stream.step(self.tokenizer, token) or ""
+        self._ids.append(token)
+        whole = self._stream.step(self.tokenizer, token) or ""
+        self._decoded += len(whole)
+        self._held += whole
         met = [place for place in (self._held.find(stop) for stop in self.stop_strings) if place >= 0]
         if met:
             self.stopped = True
@@ -203,8 +216,8 @@ class TextStream:
         return certain
 
     def end(self) -> str:
-        """What was held back, when no more tokens come."""
-        rest, self._held = self._held, ""
+        """What was held back, when no more tokens come; a character that was not completed is written as the tokenizer does."""
+        rest, self._held = self._held + self.tokenizer.decode(self._ids)[self._decoded:], ""
         return rest
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from edgeexport.errors import EdgeExportError
 from edgeexport.session import scoring
 from edgeexport.session.evidence import Answers
+from edgeexport.session.generation import Piece
 from edgeexport.session.job import peak_rss_mb, report, say
 from edgeexport.session.language_model import LanguageModel
 from edgeexport.session.sampling import Sampling
@@ -55,7 +56,8 @@ def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
         if number:  # the first round allocates
             prefill.append(times[0])
             decode.append(float(np.median(times[1:])))
-    decoder.read(np.resize(words, decoder.context - decoder.position))
+    if decoder.position < decoder.context:
+        decoder.read(np.resize(words, decoder.context - decoder.position))
     return {"peak_rss_mb": peak_rss_mb(), "generation": {
         "prompt_tokens": len(prompt), "first_token_ms": 1000 * float(np.median(prefill)),
         "prefill_tokens_per_second": len(prompt) / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
@@ -80,12 +82,13 @@ def answer_request(model: LanguageModel, request: dict[str, Any]) -> Iterator[di
     """The events that answer a request: pieces of text, and then what it took."""
     given = request.get("messages") or request["prompt"]
     ids = model.encode(given) if request.get("raw") else model.encode_request(given)
-    started, first, pieces = time.perf_counter(), None, 0
+    started, first = time.perf_counter(), None
     held = model.decoder.held_of(ids.tolist())
+    piece = Piece("", 0)
     for piece in model.generate(ids, Sampling(**request.get("sampling", {})), request.get("tokens"), request.get("stop", ())):
         first = first or time.perf_counter()
-        pieces += 1
-        yield {"piece": piece}
+        if piece.text:
+            yield {"piece": piece.text}
     ended = time.perf_counter()
-    yield {"end": {"prompt_tokens": len(ids), "read_tokens": len(ids) - held, "tokens": model.decoder.position + 1 - len(ids) if pieces else 0,
+    yield {"end": {"prompt_tokens": len(ids), "read_tokens": len(ids) - held, "tokens": piece.tokens,
                    "first_token_seconds": (first or ended) - started, "seconds": ended - started}}

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeexport.errors import DataError, RuntimeUnavailable
 from edgeexport.session.chat import ChatTemplate
-from edgeexport.session.generation import Limits, Reader, generate
+from edgeexport.session.generation import Limits, Piece, Reader, generate
 from edgeexport.session.payload import RUNTIMES, Payload
 from edgeexport.session.sampling import Sampling
 
@@ -78,8 +78,8 @@ class LanguageModel:
             return self.encode_conversation(request)
         return self.encode(request) if self.template is None else self.encode_conversation([{"role": USER, "content": request}])
 
-    def generate(self, ids: np.ndarray, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[str]:
-        """The text that comes after tokens, piece by piece.
+    def generate(self, ids: np.ndarray, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
+        """The text that comes after tokens; see :func:`edgeexport.session.generation.generate`.
 
         Raises:
             NoRoom: they leave no room in the context.

@@ -18,11 +18,12 @@ from zoo import Zoo
 
 from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.catalog import find_step
-from edgeexport.checkpoint import POOLING_FLAGS, Checkpoint, read_checkpoint
+from edgeexport.checkpoint import Checkpoint, read_checkpoint
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
 from edgeexport.session.text import Tokenizer, read_text_spec
 from edgeexport.step import View
+from edgeexport.text_settings import POOLING_FLAGS
 
 ENCODER = Case("bert", Task.FEATURE_EXTRACTION, layers=1)
 CLASSIFIER = Case("bert", Task.TEXT_CLASSIFICATION)
@@ -393,8 +394,10 @@ def test_pickled_weights_are_never_loaded(copy_of: Callable[[Case], Path]) -> No
 def test_not_a_checkpoint(tmp_path: Path, copy_of: Callable[[Case], Path]) -> None:
     assert "There is no directory" in refused(tmp_path / "nowhere")
     directory = copy_of(ENCODER)
+    edit(directory / "config.json", model_type="t5")
+    assert "'t5' is not supported" in refused(directory)
     edit(directory / "config.json", model_type="gpt2")
-    assert "'gpt2' is not supported" in refused(directory)
+    assert "cannot be built for feature-extraction" in refused(directory)
     edit(directory / "config.json", model_type=None)
     assert "no model_type" in refused(directory)
     (directory / "config.json").write_text("{")

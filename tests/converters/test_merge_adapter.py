@@ -287,7 +287,9 @@ def test_methods_that_cannot_be_merged(zoo: Zoo, adapter: Callable[..., tuple[Pa
     edit(directory / "adapter_config.json", peft_type="LORA", megatron_config={"a": 1}, megatron_core="adapter.own")
     assert "is an adapter for Megatron" in refused(lambda: resolved(zoo, directory, base=str(zoo.directory(BASE)))).what
     edit(directory / "adapter_config.json", megatron_config=None, task_type="CAUSAL_LM")
-    assert "task type CAUSAL_LM" in refused(lambda: resolved(zoo, directory, base=str(zoo.directory(BASE)))).what
+    assert "cannot be built for text-generation" in refused(lambda: resolved(zoo, directory, base=str(zoo.directory(BASE)))).what
+    edit(directory / "adapter_config.json", task_type="SEQ_2_SEQ_LM")
+    assert "task type SEQ_2_SEQ_LM" in refused(lambda: resolved(zoo, directory, base=str(zoo.directory(BASE)))).what
 
 
 def test_an_adapter_for_a_wider_model(zoo: Zoo, adapter: Callable[..., tuple[Path, Any]]) -> None:

@@ -45,7 +45,8 @@ class Reciter:
 
 
 def said(model: Reciter, prompt: str, tokens: int | None = None, stop: tuple[str, ...] = ()) -> list[str]:
-    return list(generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop)))
+    pieces = generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop))
+    return [piece.text for piece in pieces if piece.text]
 
 
 def test_it_goes_on_until_the_token_that_ends_it() -> None:
@@ -65,6 +66,16 @@ def test_it_ends_when_the_context_is_full() -> None:
 
 def test_a_character_comes_when_it_is_whole() -> None:
     assert said(Reciter("é 島!"), "é") == [" ", "島", "!"]
+
+
+def test_tokens_are_counted_and_what_is_not_completed_is_said_too() -> None:
+    # The first bytes of a character that never comes whole; and a model that says nothing.
+    model = Reciter("é 島")
+    del model.ids[-2]
+    pieces = list(generate(model.reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END}))))
+    assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(TOKENIZER.encode("é 島").ids[:-1])[1:] == " \ufffd"
+    assert [piece.tokens for piece in pieces] == [1, 2, 3, 3]
+    assert list(generate(Reciter("é").reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END})))) == [("", 0)]
 
 
 @pytest.mark.parametrize(("stop", "expected"), [(("two",), "one "), (("three", "two t"), "one "), (("tw0",), "one two three"), (("e t",), "on")])

@@ -34,7 +34,7 @@ continuations = 0.3
 
 @pytest.fixture(scope="module")
 def chatter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_decoder(tmp_path_factory.mktemp("models") / "chatter", "llama")
+    return write_decoder(tmp_path_factory.mktemp("models") / "chatter", "llama", tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def test_the_context_was_filled_and_prompts_were_gone_on_with(built: tuple[Cli, 
     blob = json.loads(file.read_text())["artifact"]["tree"]["probes.npz"]["digest"]
     reference = Answers.load(cli.directory / "cache" / "blobs" / blob[:2] / blob)
     assert max(reference.tokens) == CONTEXT and any(reference.truncated)
-    assert sum(len(ids) > count for ids, count in zip(reference.ids, reference.tokens, strict=True)) == 28
+    # One of the golden conversations ends with a model's words, which are read.
+    assert sum(len(ids) > count for ids, count in zip(reference.ids, reference.tokens, strict=True)) == 27
 
 
 def test_run_answers_and_the_same_seed_answers_the_same(built: tuple[Cli, Ran, Path]) -> None:
@@ -90,7 +91,7 @@ def test_run_answers_and_the_same_seed_answers_the_same(built: tuple[Cli, Ran, P
     drawn = [cli("run", str(place), "Hello", "--temperature", "2", "--seed", seed, "--max-tokens", "20", "--lane", "onnx-generate", "--json").json
              for seed in ("1", "1", "2")]
     answers = [each["results"][0]["answer"] for each in drawn]
-    assert answers[0] == answers[1] != answers[2]
+    assert answers[0] == answers[1] != answers[2] and all(each["results"][0]["tokens"] for each in drawn)
 
 
 def test_a_text_is_gone_on_with_as_it_is(built: tuple[Cli, Ran, Path]) -> None:
@@ -108,7 +109,7 @@ def test_a_prompt_beyond_the_context_is_told(built: tuple[Cli, Ran, Path]) -> No
 
 def test_unknown_characters_are_answered(built: tuple[Cli, Ran, Path]) -> None:
     cli, _, place = built
-    ran = cli("run", str(place), "𓀀 \u0000 \ufffd ﷽", "--lane", "litert-generate", "--max-tokens", "3")
+    ran = cli("run", str(place), "𓀀 \u200b \ufffd ﷽", "--lane", "litert-generate", "--max-tokens", "3")
     assert ran.code == 0, ran.err
 
 
