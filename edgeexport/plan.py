@@ -172,15 +172,18 @@ def make_plan(resolved: Resolved, targets: Sequence[Target], host: Host) -> Plan
     checkpoint = plan_compression(graph, resolved, loaded)
 
     judging = {name: f"@{name}" for name in resolved.judging}
-    lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, loaded, host) for target in targets for lane in target.lanes)
+    task = resolved.spec.require_task()
+    lanes = tuple(_plan_lane(graph, resolved, target, lane, checkpoint, loaded, host)
+                  for target in targets for lane in target.lanes if task in lane.tasks)
     for plan in lanes:
         if plan.refusal is not None and plan.served and plan.lane.required:
             raise PlanError(f"{plan.target.name}: the required lane '{plan.lane.name}' is not possible.", why=plan.refusal.reason,
                             hint=plan.refusal.hint)
     for target in targets:
-        refusals = [f"{plan.lane.name}: {plan.refusal.reason}" for plan in lanes if plan.target is target and plan.refusal]
-        if len(refusals) == len(target.lanes):
-            raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(refusals))
+        planned = [plan for plan in lanes if plan.target is target]
+        reasons = [f"{plan.lane.name}: {plan.refusal.reason}" for plan in planned if plan.refusal]
+        if len(reasons) == len(planned):
+            raise PlanError(f"No lane of {target.name} is possible.", why="; ".join(reasons) or f"none of them serves {task}")
     # Where the recipe cuts texts earlier than the checkpoint must, the drop that counts is the one against the uncut original.
     # A language model's context is no such cut: it is compared at the same tokens as the original.
     cut_early = resolved.text.max_length < resolved.text.own_max_length and resolved.spec.task is not Task.TEXT_GENERATION
@@ -217,9 +220,6 @@ def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
 
 
 def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, original: str, host: Host) -> LanePlan:
-    task = resolved.spec.require_task()
-    if task not in lane.tasks:
-        return LanePlan(target, lane, refusal=Refusal(reason=f"the lane does not serve {task}"), served=False)
     if lane.format not in way_of(resolved.spec).export:
         return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)

@@ -359,17 +359,18 @@ def test_a_file_beyond_two_gigabytes_is_refused(lane: str) -> None:
     assert make_plan(resolved(parameters=500_000_000), [target("board", (lane,))], HOST).lanes[0].variant is not None
 
 
-def test_a_lane_for_other_tasks_is_not_offered_and_no_reason_to_refuse_the_build() -> None:
+def test_a_lane_for_other_tasks_is_no_part_of_the_plan_and_no_reason_to_refuse_the_build() -> None:
     plan = make_plan(resolved(), [target(onnx={"tasks": ["fill-mask"]})], HOST)
-    assert plan.lanes[1].refusal is not None
-    assert plan.lanes[1].refusal.reason == "the lane does not serve sentence-similarity"
+    assert [lane.lane.name for lane in plan.lanes] == ["litert"]
 
 
 def test_a_target_without_any_possible_lane_is_refused_with_all_reasons() -> None:
     hopeless = target("hopeless", ("litert", "onnx"), litert={"tasks": ["fill-mask"]}, onnx={"precision": "static-int8", "required": False})
     error = refused(resolved(), [target(), hopeless], HOST)
     assert error.what == "No lane of hopeless is possible."
-    assert error.why == "litert: the lane does not serve sentence-similarity; onnx: static-int8 needs texts to measure activation ranges on"
+    assert error.why == "onnx: static-int8 needs texts to measure activation ranges on"
+    hopeless = target("hopeless", ("litert", "onnx"), litert={"tasks": ["fill-mask"]}, onnx={"tasks": ["fill-mask"]})
+    assert refused(resolved(), [target(), hopeless], HOST).why == "none of them serves sentence-similarity"
 
 
 def test_an_unknown_precision_in_the_recipe_suggests_the_nearest() -> None:
