@@ -28,6 +28,10 @@ CUT_BY_PATTERN = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), _WORDS % r"\p{N}"),
     "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
 }
+# Qwen's write an accent and its letter as one character first.
+COMPOSED = frozenset({"qwen2"})
+# These put a token before a text even where the file does not say so. Source: llama.cpp's reading of such files.
+BEGUN = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
 # These take a word that is a token as it is, whatever the merges make of it.
 WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3"})
 
@@ -59,7 +63,8 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
     """Name → id of the tokens that begin, end and fill up texts, where the file names them, such as ``eos_token_id``."""
     names = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-    return {name: int(metadata[f"{PREFIX}.{key}_token_id"]) for key, name in names.items() if f"{PREFIX}.{key}_token_id" in metadata}
+    found = {name: int(metadata.get(f"{PREFIX}.{key}_token_id", -1)) for key, name in names.items()}
+    return {name: number for name, number in found.items() if 0 <= number < len(metadata.get(f"{PREFIX}.tokens") or [])}
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -72,7 +77,7 @@ def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     """Merged pairs of bytes, as GPT-2's."""
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
     merges = metadata.get(f"{PREFIX}.merges")
@@ -81,6 +86,9 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
                               hint="convert the original checkpoint again, with its tokenizer")
     cut = metadata.get(f"{PREFIX}.pre", "default")
     before: Any
+    if cut == "default" and metadata.get("general.architecture", "gpt2") != "gpt2":
+        raise CheckpointError("The GGUF file does not say how its tokenizer cuts texts.", why=f"{PREFIX}.pre is not there: the file is old",
+                              hint="convert the original checkpoint again, or name it as source")
     if cut in CUT_BY_GPT2:
         before = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif cut in CUT_BY_GPT2_AND_DIGITS:
@@ -94,6 +102,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     pairs = [(one, two) for one, _, two in (merge.partition(" ") for merge in merges)]
     model = BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=pairs, ignore_merges=cut in WORDS_FIRST)
     tokenizer = Tokenizer(model)
+    if cut in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = before
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -140,10 +150,10 @@ def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int
 
 
 def _begin_and_end(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> None:
-    """Put the tokens before and after a text that the file asks for; where it says nothing, SentencePiece's has one before, and others none."""
+    """Put the tokens before and after a text that the file asks for; where it says nothing, SentencePiece's and Llama 3's have one before."""
     from tokenizers import processors
 
-    before = metadata.get(f"{PREFIX}.add_bos_token", metadata[f"{PREFIX}.model"] == "llama")
+    before = metadata.get(f"{PREFIX}.add_bos_token", metadata[f"{PREFIX}.model"] == "llama" or metadata.get(f"{PREFIX}.pre") in BEGUN)
     after = metadata.get(f"{PREFIX}.add_eos_token", False)
     named = special_tokens(metadata)
     begin, end = (named.get("bos_token") if before else None), (named.get("eos_token") if after else None)

@@ -25,6 +25,8 @@ CONTRIB = "com.microsoft"
 BITS = {"blockwise": 8, "blockwise-4bit": 4}
 # As many as llama.cpp's Q8_0 and Q4_0 have.
 BLOCK = 32
+# Rows that are rounded at once: a table of tokens is a matrix of a gigabyte, of which several copies are made.
+SLICE = 4096
 # Of MatMulNBits: activations may be rounded to 8 bits, so that products are of integers.
 ROUND_ACTIVATIONS = 4
 
@@ -45,6 +47,15 @@ def quantize_blocks(rows: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
     """
     count, columns = rows.shape
     blocks = -(-columns // BLOCK)
+    packed, scales = np.empty((count, blocks, BLOCK * bits // 8), np.uint8), np.empty((count, blocks), np.float32)
+    for start in range(0, count, SLICE):
+        part = slice(start, start + SLICE)
+        packed[part], scales[part] = _quantize_slice(rows[part], blocks, bits)
+    return packed, scales
+
+
+def _quantize_slice(rows: np.ndarray, blocks: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    count, columns = rows.shape
     padded = np.zeros((count, blocks * BLOCK), np.float32)
     padded[:, :columns] = rows
     cut = padded.reshape(count, blocks, BLOCK)
@@ -65,7 +76,6 @@ class _Rewriter:
     reader: ExternalReader
     writer: ExternalWriter
     replaced: dict[str, list[onnx.TensorProto]] = field(default_factory=dict)
-    bits: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -98,10 +108,12 @@ class _Rewriter:
         name, across = self._matrix(node.input[0])
         if name is None or axis != 0:
             return None
-        weights, scales = self._stored(name, not across, bits)
         count, width = (int(size) for size in (reversed(self.tensors[name].dims) if across else self.tensors[name].dims))
+        if width % BLOCK:  # what fills up the last block would come out with the row
+            return None
+        weights, scales = self._stored(name, not across, bits)
         flat = f"{weights}_rows"
-        shape = self.writer.tensor(f"{flat}_shape", np.array([count, -(-width // BLOCK) * BLOCK * bits // 8], np.int64))
+        shape = self.writer.tensor(f"{flat}_shape", np.array([count, width * bits // 8], np.int64))
         self.replaced[name].append(shape)
         return [onnx.helper.make_node("Reshape", [weights, shape.name], [flat], f"{node.name}_rows"),
                 onnx.helper.make_node("GatherBlockQuantized", [flat, node.input[1], scales], list(node.output),
@@ -116,11 +128,12 @@ class _Rewriter:
 
     def _stored(self, name: str, rows: bool, bits: int) -> list[str]:
         """The names of a matrix's packed weights and scales, which are written the first time."""
-        names = [f"{name}_q{bits}", f"{name}_scales"]
-        if name not in self.replaced:
+        names = [f"{name}_q{bits}", f"{name}_q{bits}_scales"]
+        made = self.replaced.setdefault(name, [])
+        if not any(tensor.name == names[0] for tensor in made):
             values = self.reader.array(self.tensors[name])
             packed, scales = quantize_blocks(values if rows else values.T, bits)
-            self.replaced[name] = [self.writer.tensor(names[0], packed), self.writer.tensor(names[1], scales)]
+            made += [self.writer.tensor(names[0], packed), self.writer.tensor(names[1], scales)]
         return names
 
 

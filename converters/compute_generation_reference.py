@@ -110,4 +110,4 @@ class Original:
                 said = self.model(input_ids=given, past_key_values=cache, use_cache=True)
                 logits.append(said.logits[0, -1].numpy())
                 given, cache = said.logits[:, -1:].argmax(dim=-1), said.past_key_values
-        return expectation(np.stack(logits), [int(each.argmax()) for each in logits]) if logits else None
+        return expectation(logits, [int(each.argmax()) for each in logits]) if logits else None

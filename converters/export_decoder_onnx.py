@@ -70,6 +70,8 @@ class ExportDecoderOnnx(Step):
         else:
             settings = self._trace(path, out, held, context)
         stops = read_generation_spec(path / GENERATION_FILE).stop_ids
+        # onnxruntime-genai takes no null; of a single text neither is used.
+        settings["model"] |= {name: stops[0] for name in ("bos_token_id", "pad_token_id") if settings["model"].get(name) is None}
         settings["model"] |= {"context_length": held, "eos_token_id": stops[0] if len(stops) == 1 else list(stops)}
         settings["search"]["max_length"] = held
         (out / GENAI_CONFIG).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")

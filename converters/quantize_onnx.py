@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeexport.artifact import Kind, Spec, Task
-from edgeexport.policy import Policy
+from edgeexport.policy import Policy, Scheme
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._onnx_blockwise import BITS, quantize_blockwise
@@ -44,9 +44,14 @@ class QuantizeOnnx(Step):
     precision: str
     policy: Policy
 
+    @property
+    def _schemes(self) -> set[Scheme]:
+        """How operators are computed that are not left in float."""
+        return {self.policy.default, *(override.scheme for override in self.policy.overrides)} - {"float"}
+
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A quarter of the bytes; refuses what onnxruntime has no operators for."""
-        model, schemes = inputs["model"], {self.policy.default, *(override.scheme for override in self.policy.overrides)} - {"float"}
+        model, schemes = inputs["model"], self._schemes
         if not schemes:
             return Refusal(reason="the policy leaves everything in float", hint="use the preset float32 without overrides")
         if "weight-only" in schemes:
@@ -60,14 +65,14 @@ class QuantizeOnnx(Step):
 
     def memory_mb(self, inputs: Mapping[str, Spec]) -> int:
         """Blocks are made of one matrix at a time."""
-        return 1500 if self.policy.default in BITS else super().memory_mb(inputs)
+        return 1500 if self._schemes & BITS.keys() else super().memory_mb(inputs)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Quantize every operator that the policy does not leave in float."""
         folder = inputs["model"].path
         path = folder / "model.onnx"
         context.report(None, f"quantizing ({self.precision})")
-        if self.policy.default in BITS:
+        if self._schemes & BITS.keys():
             quantize_blockwise(folder, chosen_operators(path, self.policy), out)
             for name in BESIDE:
                 if (folder / name).is_file():

@@ -154,8 +154,9 @@ class Checkpoint:
         # What ELECTRA was pretrained with tells true tokens from replaced ones; it can't fill in a token.
         useful = [name for name in classes if name != "ElectraForPreTraining"]
         if wanted is None:
+            # An embedder may be saved with the head of the language model that it was.
             for task, suffixes in HEADS.items():
-                if any(name.endswith(suffixes) for name in useful):
+                if any(name.endswith(suffixes) for name in useful) and not (task is Task.TEXT_GENERATION and self.modules):
                     return task
             return Task.SENTENCE_SIMILARITY if self.modules else Task.FEATURE_EXTRACTION
         suffixes = HEADS.get(wanted, ())

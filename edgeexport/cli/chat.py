@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from edgeexport.bundle import check_files, read_manifest
 from edgeexport.cli.generation import Talker, generation_options, request_of, talker
@@ -63,22 +64,24 @@ def answer(model: Talker, beginning: list[dict[str, str]], messages: list[dict[s
     """Show the answer as it comes, and return the conversation with it; what no longer fits in the context is left out of that, oldest first."""
     while True:
         try:
-            said, figures = show(model, request_of({"messages": beginning + messages}, **dict(options)))
+            said, figures = show(model, request_of({"messages": beginning + messages}, **dict(options)), interruptible=True)
             break
-        except NoRoom:
+        except NoRoom as exc:
             if len(messages) < 2:
-                raise
+                err.print(f"[yellow]{escape(exc.what)} It is left out.[/]")
+                return []
             err.print("[yellow]the conversation is longer than the context: its first messages are left out[/]")
             messages = messages[2:]
     if figures:
-        per_second = figures["tokens"] / max(figures["seconds"] - figures["first_token_seconds"], 1e-9)
+        after_first = figures["seconds"] - figures["first_token_seconds"]
+        rate = f", {(figures['tokens'] - 1) / after_first:.0f} a second" if figures["tokens"] > 1 and after_first > 0 else ""
         err.print(f"[dim]{figures['read_tokens']} tokens read, first token after {figures['first_token_seconds']:.2f} s, "
-                  f"{figures['tokens']} tokens, {per_second:.0f} a second[/]")
+                  f"{figures['tokens']} tokens{rate}[/]")
     return [*messages, {"role": "assistant", "content": said}]
 
 
-def show(model: Talker, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Print the pieces of an answer; what was said, and what it took, which is empty where it was interrupted."""
+def show(model: Talker, request: dict[str, Any], *, interruptible: bool = False) -> tuple[str, dict[str, Any]]:
+    """Print the pieces of an answer; what was said, and what it took, which is empty where Ctrl-C ended it."""
     said = ""
     events = model.answer(request)
     try:
@@ -90,6 +93,8 @@ def show(model: Talker, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             click.echo(event["piece"], nl=False)
     except KeyboardInterrupt:
         click.echo()
-        for _ in events:  # what is still under way; its pieces are not shown
-            pass
+        if not interruptible:
+            raise
+    finally:
+        events.close()
     return said, {}

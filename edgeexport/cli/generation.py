@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,8 +22,8 @@ DEFAULT_TOKENS = 256
 class Talker(Protocol):
     """Answers requests; see :func:`edgeexport.session.generation_jobs.talk`."""
 
-    def answer(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events that answer a request."""
+    def answer(self, request: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events that answer a request; closing it ends the answer."""
 
 
 class _Here:
@@ -32,7 +32,7 @@ class _Here:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
 
-    def answer(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def answer(self, request: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         return answer_request(self._model, dict(request))
 
 
@@ -73,7 +73,7 @@ def generation_options(command: Any) -> Any:
         click.option("--top-k", type=int, default=0, help="Draw from so many of the likeliest tokens only."),
         click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens that together have this probability."),
         click.option("--repetition-penalty", type=float, default=1.0, help="More than 1 makes what was said less likely to be said again."),
-        click.option("--seed", type=int, help="The same seed draws the same tokens."),
+        click.option("--seed", type=click.IntRange(0), help="The same seed draws the same tokens."),
         click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be given several times."),
     ]):
         command = option(command)

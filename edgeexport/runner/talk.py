@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgeexport.errors import StepFailed, from_dict
+from edgeexport.errors import EdgeExportError, StepFailed, from_dict
 from edgeexport.runner.agent_archive import agent_archive
 from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import VerifiedLane
@@ -51,7 +53,12 @@ class TalkingLane:
             # A session of its own: Ctrl-C ends the answer, which is this process's to see to, and not the model.
             self._process = subprocess.Popen([str(python), "-I", str(place / "agent.pyz"), str(place / "job.json")], stdin=subprocess.PIPE,
                                              stdout=subprocess.PIPE, stderr=words, text=True, start_new_session=True)
-        next(self._events())
+        self._under_way = False
+        try:
+            next(self._events())
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -59,20 +66,37 @@ class TalkingLane:
         self._process.communicate()
         self._scratch.cleanup()
 
-    def answer(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events that answer a request; see :func:`edgeexport.session.generation_jobs.talk`.
+    def answer(self, request: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events that answer a request; see :func:`edgeexport.session.generation_jobs.talk`. Whoever leaves early ends the answer.
 
         Raises:
             EdgeExportError: what the agent raised.
             StepFailed: its process died.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(dict(request)) + "\n")
-        self._process.stdin.flush()
-        for event in self._events():
-            yield event
-            if "end" in event:
-                return
+        self._end_answer()
+        self._under_way = True
+        try:
+            with contextlib.suppress(OSError):  # it died; what follows tells of what
+                self._process.stdin.write(json.dumps(dict(request)) + "\n")
+                self._process.stdin.flush()
+            for event in self._events():
+                self._under_way = "end" not in event
+                yield event
+                if not self._under_way:
+                    return
+        finally:
+            self._end_answer()
+
+    def _end_answer(self) -> None:
+        """Interrupt what is still being said, and take its rest out of the pipe."""
+        if self._under_way:
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(EdgeExportError):
+                for event in self._events():
+                    if "end" in event:
+                        break
+            self._under_way = False
 
     def _events(self) -> Iterator[dict[str, Any]]:
         assert self._process.stdout is not None
@@ -83,8 +107,10 @@ class TalkingLane:
                 continue  # a runtime's own words
             if isinstance(event, dict):
                 if "error" in event:
+                    self._under_way = False
                     raise from_dict(event["error"])
                 yield event
+        self._under_way = False
         place = Path(self._scratch.name)
         if (place / "result.json").is_file():
             result = json.loads((place / "result.json").read_text(encoding="utf-8"))

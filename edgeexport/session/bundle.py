@@ -103,7 +103,7 @@ class Bundle:
         session = self.session
         return "".join(self.generate(text)) if isinstance(session, LanguageModel) else session.answer(text, pair, role)
 
-    def generate(self, request: str | Sequence[Mapping[str, Any]], *, tokens: int | None = None, stop: Sequence[str] = (),
+    def generate(self, request: str | Sequence[Mapping[str, Any]], *, tokens: int | None = None, stop: str | Sequence[str] = (),
                  **sampling: Any) -> Iterator[str]:
         """What a language model says, piece by piece::
 
@@ -113,7 +113,7 @@ class Bundle:
         Args:
             request: a conversation; or a text, which is what a user says where the model was trained on conversations, and else is gone on with.
             tokens: how many it says at most; None for as many as the context holds.
-            stop: pieces of text that end it, and are no part of it.
+            stop: text, or several, that ends it and is no part of it.
             sampling: the fields of :class:`edgeexport.session.sampling.Sampling`; without any, the likeliest token is taken each time.
 
         Raises:
@@ -123,7 +123,7 @@ class Bundle:
         session = self.session
         if not isinstance(session, LanguageModel):
             raise DataError(f"This is a model for {self.payload.head.task}, and generates no text.", hint="use run")
-        pieces = session.generate(session.encode_request(request), Sampling(**sampling), tokens, stop)
+        pieces = session.generate(session.encode_request(request), Sampling(**sampling), tokens, [stop] if isinstance(stop, str) else stop)
         return (piece.text for piece in pieces if piece.text)
 
     def run_all(self, texts: Sequence[str]) -> list[Any]:

@@ -50,7 +50,7 @@ class ChatTemplate:
                                 hint=f'a message has "role" ({", ".join(ROLES)}) and "content", a string')
         template = self._template
         try:
-            return template.render(messages=list(messages), add_generation_prompt=answer, **self.tokens)
+            return template.render(messages=list(messages), tools=None, documents=None, add_generation_prompt=answer, **self.tokens)
         except TemplateError as exc:
             raise DataError("The chat template refuses this conversation.", why=str(exc)) from exc
         except Exception as exc:  # what a template computes can fail in any way

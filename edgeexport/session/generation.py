@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from edgeexport.errors import NoRoom
+from edgeexport.errors import DataError, NoRoom
 from edgeexport.session.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class GenerationSpec:
 def read_generation_spec(path: Path) -> GenerationSpec:
     """The spec in a `generation.json`."""
     return GenerationSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+# What stands for bytes that are no character (yet).
+INCOMPLETE = "\ufffd"
 
 
 class Decoder(Protocol):
@@ -92,8 +96,9 @@ class Reader:
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read on, int64 [length]; the logits of what comes next, float32 [vocabulary]."""
+        logits = self.decoder.read(ids)
         self.ids += ids.tolist()
-        return self.decoder.read(ids)
+        return logits
 
     def rewind(self, position: int) -> None:
         """Forget what was read from a position on."""
@@ -107,7 +112,8 @@ class Reader:
 
     def read_prompt(self, prompt: Sequence[int]) -> np.ndarray:
         """Have read a prompt and nothing else; the logits of what comes after it."""
-        self.rewind(self.held_of(prompt))
+        # A reading that was interrupted may have left the decoder with more, or with less.
+        self.rewind(min(self.held_of(prompt), self.position))
         return self.read(np.asarray(prompt[self.position:], np.int64))
 
 
@@ -124,6 +130,15 @@ class Limits:
     tokens: int | None
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the strings.
+
+        Raises:
+            DataError: one is empty.
+        """
+        if "" in self.stop_strings:
+            raise DataError("A stop string is empty.", why="it would end every text at once", hint="leave it out")
 
 
 class Piece(NamedTuple):
@@ -145,7 +160,7 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
         NoRoom: the prompt leaves no room in the context.
     """
     require_room(len(prompt), reader.context)
-    sampler, stream = Sampler(sampling), TextStream(tokenizer, limits.stop_strings)
+    sampler, stream = Sampler(sampling), TextStream(tokenizer, limits.stop_strings, prompt)
     room = reader.context - len(prompt)
     read = list(prompt)
     logits = reader.read_prompt(prompt)
@@ -179,33 +194,33 @@ def require_room(tokens: int, context: int) -> None:
 class TextStream:
     """Tokens as they come, and the text that is certain so far.
 
-    A character may need several tokens, and what looks like the beginning of a stop string may be one: both wait for the next token.
+    A character may need several tokens, and what looks like the beginning of a stop string may be one: both wait for the next token. A token's text
+    may depend on the one before (some tokenizers leave out the space that a text begins with), so each is decoded together with what was before it.
 
     Attributes:
         tokenizer: the tokenizer.
         stop_strings: what ends the text.
-        stopped: whether one was met.
+        before: the tokens that come before the text; the last is enough.
+        stopped: whether a stop string was met.
     """
 
     tokenizer: Tokenizer
     stop_strings: tuple[str, ...] = ()
+    before: Sequence[int] = ()
     stopped: bool = False
     _held: str = field(default="", init=False)
-    _ids: list[int] = field(default_factory=list, init=False)
-    _decoded: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Begin a text."""
-        from tokenizers.decoders import DecodeStream
-
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._known, self._new = list(self.before[-1:]), []  # type: ignore[var-annotated]
 
     def add(self, token: int) -> str:
         """The text that has become certain with one more token."""
-        self._ids.append(token)
-        whole = self._stream.step(self.tokenizer, token) or ""
-        self._decoded += len(whole)
-        self._held += whole
+        self._new.append(token)
+        text = self._text()
+        if text and not text.endswith(INCOMPLETE):
+            self._held += text
+            self._known, self._new = self._new, []
         met = [place for place in (self._held.find(stop) for stop in self.stop_strings) if place >= 0]
         if met:
             self.stopped = True
@@ -217,8 +232,14 @@ class TextStream:
 
     def end(self) -> str:
         """What was held back, when no more tokens come; a character that was not completed is written as the tokenizer does."""
-        rest, self._held = self._held + self.tokenizer.decode(self._ids)[self._decoded:], ""
+        rest, self._held = self._held + self._text(), ""
+        self._known, self._new = self._new, []
         return rest
+
+    def _text(self) -> str:
+        """The text of the new tokens."""
+        known = self.tokenizer.decode(self._known)
+        return self.tokenizer.decode(self._known + self._new)[len(known):]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 
-from edgeexport.errors import EdgeExportError
+from edgeexport.errors import DataError, EdgeExportError
 from edgeexport.session import scoring
 from edgeexport.session.evidence import Answers
 from edgeexport.session.generation import Piece
@@ -67,18 +69,24 @@ def talk(model: LanguageModel) -> None:
     """Answer requests that come on standard input, one JSON object a line, until there are no more.
 
     A request is ``{"messages": […] or "prompt": TEXT, "raw": BOOL, "sampling": {…}, "tokens": N, "stop": […]}``. It is answered by lines
-    ``{"piece": TEXT}`` and then ``{"end": {…}}``, or ``{"error": {…}}``.
+    ``{"piece": TEXT}`` and then ``{"end": {…}}``, or ``{"error": {…}}``. SIGINT ends an answer after the token that is under way.
     """
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     say({"ready": True})
     for line in sys.stdin:
+        interrupted.clear()
         try:
-            for event in answer_request(model, json.loads(line)):
+            for event in answer_request(model, json.loads(line), interrupted.is_set):
                 say(event)
         except EdgeExportError as exc:
             say({"error": exc.as_dict()})
+        except Exception as exc:  # of a runtime or a tokenizer: the next request may be one that it answers
+            say({"error": DataError("The model failed on this request.", why=f"{type(exc).__name__}: {exc}").as_dict()})
 
 
-def answer_request(model: LanguageModel, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def answer_request(model: LanguageModel, request: dict[str, Any],
+                   interrupted: Callable[[], bool] = lambda: False) -> Generator[dict[str, Any], None, None]:
     """The events that answer a request: pieces of text, and then what it took."""
     given = request.get("messages") or request["prompt"]
     ids = model.encode(given) if request.get("raw") else model.encode_request(given)
@@ -89,6 +97,8 @@ def answer_request(model: LanguageModel, request: dict[str, Any]) -> Iterator[di
         first = first or time.perf_counter()
         if piece.text:
             yield {"piece": piece.text}
+        if interrupted():
+            break
     ended = time.perf_counter()
     yield {"end": {"prompt_tokens": len(ids), "read_tokens": len(ids) - held, "tokens": piece.tokens,
                    "first_token_seconds": (first or ended) - started, "seconds": ended - started}}

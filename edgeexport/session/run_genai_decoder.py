@@ -21,12 +21,16 @@ class GenaiDecoder:
         options = genai.GeneratorParams(self._model)
         options.set_search_options(max_length=context)
         self._generator = genai.Generator(self._model, options)
-        self.context, self.position = context, 0
+        self.context = context
+
+    @property
+    def position(self) -> int:
+        """How many tokens are held."""
+        return int(self._generator.token_count())
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read on, int64 [length]; the logits of what comes next, float32 [vocabulary]."""
         self._generator.append_tokens(ids.astype(np.int32))
-        self.position += len(ids)
         logits: np.ndarray = np.array(self._generator.get_logits()[0, -1])  # the generator's own memory is written to again
         return logits
 
@@ -34,4 +38,3 @@ class GenaiDecoder:
         """Forget what was read from a position on."""
         if position < self.position:
             self._generator.rewind_to(position)
-            self.position = position

@@ -38,6 +38,8 @@ class Sampling:
             DataError: one can't be.
         """
         limits = {"temperature": (0.0, None), "top_k": (0, None), "top_p": (0.0, 1.0), "repetition_penalty": (0.0, None)}
+        if self.seed is not None and self.seed < 0:
+            raise DataError(f"seed can't be {self.seed}.", why="it is 0 or more")
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             above = value > least or (value == least and name in {"temperature", "top_k"})

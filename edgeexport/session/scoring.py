@@ -6,7 +6,7 @@ are. So both ways through a lane are seen, each at every depth of the context, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,33 +50,44 @@ class Expectation:
     tokens: np.ndarray
 
 
-def expectation(logits: np.ndarray, came: Sequence[int] | np.ndarray) -> Expectation:
+def expectation(logits: Iterable[np.ndarray], came: Sequence[int] | np.ndarray) -> Expectation:
     """What logits say.
 
     Args:
-        logits: float32 [positions, vocabulary].
+        logits: float32 [vocabulary] of each position; taken one by one, as those of a long text may be more than memory holds.
         came: the token that came after each.
     """
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    count = min(LIKELIEST, logits.shape[1])
-    tokens = np.argpartition(-logarithms, count - 1, axis=1)[:, :count] if count < logits.shape[1] else np.tile(
-        np.arange(count), (len(logits), 1))
-    order = np.argsort(-np.take_along_axis(logarithms, tokens, axis=1), axis=1, kind="stable")
-    tokens = np.take_along_axis(tokens, order, axis=1)
-    own = np.take_along_axis(logarithms, np.asarray(came, np.int64)[:, None], axis=1)
-    return Expectation(np.hstack([own, np.take_along_axis(logarithms, tokens, axis=1)]).astype(np.float32), tokens)
+    numbers, tokens = [], []
+    for row, token in zip(logits, came):
+        shifted = row.astype(np.float64)
+        shifted -= shifted.max()
+        logarithms = shifted - np.log(np.exp(shifted).sum())
+        best = likeliest_of(row)
+        numbers.append(logarithms[[token, *best]].astype(np.float32))
+        tokens.append(best)
+    return Expectation(np.stack(numbers), np.stack(tokens))
+
+
+def likeliest_of(logits: np.ndarray) -> np.ndarray:
+    """The likeliest tokens, first the first, int64 [LIKELIEST or all there are]; of equal ones the lower id, as argmax takes it."""
+    count = min(LIKELIEST, len(logits))
+    least = np.partition(logits, -count)[-count]
+    above = np.flatnonzero(logits > least)
+    tokens = np.concatenate([above, np.flatnonzero(logits == least)[:count - len(above)]])
+    return tokens[np.argsort(-logits[tokens], kind="stable")]
 
 
 def read_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
     """What a decoder expects at the scored positions of a text, int64 [length]; None where there is none."""
     decoder.rewind(0)
-    logits = []
-    for start, end in pieces(len(ids)):
-        if end < len(ids):
-            logits.append(decoder.read(ids[start:end]))
-    return expectation(np.stack(logits), ids[np.add(scored(len(ids)), 1)]) if logits else None
+
+    def logits() -> Iterator[np.ndarray]:
+        for start, end in pieces(len(ids)):
+            if end < len(ids):
+                yield decoder.read(ids[start:end])
+
+    positions = scored(len(ids))
+    return expectation(logits(), ids[np.add(positions, 1)]) if positions else None
 
 
 def continue_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
@@ -89,7 +100,7 @@ def continue_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
     while ids.size and len(logits) < CONTINUED and decoder.position + len(ids) <= decoder.context:
         logits.append(decoder.read(ids))
         ids = np.asarray([logits[-1].argmax()], np.int64)
-    return expectation(np.stack(logits), [int(each.argmax()) for each in logits]) if logits else None
+    return expectation(logits, [int(each.argmax()) for each in logits]) if logits else None
 
 
 def add_expectation(found: Answers, ids: np.ndarray, said: Expectation | None, truncated: bool, *, continued: bool) -> None:

@@ -88,7 +88,8 @@ def test_tune_tries_candidates_and_writes_the_best_as_a_recipe(data: Cli) -> Non
 
 
 def test_where_speed_is_wanted_tune_times_and_trains(data: Cli) -> None:
-    ran = data("tune", "--target", "linux-x86_64", "--max-size-mb", "0.103", "--min-speedup", "0.01", "--max-drop", "0.9", "--minutes", "6", "--json")
+    ran = data("tune", "--target", "linux-x86_64", "--max-size-mb", "0.103", "--min-speedup", "0.01", "--max-drop", "0.9", "--minutes", "10",
+               "--json")
     assert ran.code in {0, 1, 3}, ran.err
     search = ran.json["search"]
     assert search["timed"]["title"] == "width 0.35"

@@ -174,12 +174,13 @@ def test_a_context_beyond_the_models_is_refused(cli: Cli, chatter: Path) -> None
 
 
 def test_without_a_template_a_text_is_gone_on_with_and_nobody_chats(cli: Cli, tmp_path: Path) -> None:
-    directory = write_decoder(tmp_path / "model", "gpt2", chat=False)
+    directory = write_decoder(tmp_path / "model", "gpt2", chat=False, bos_token_id=None, pad_token_id=None)
     (cli.directory / "edgeexport.toml").write_text(RECIPE.format(model=directory))
     ran = cli("build", "--target", "linux-x86_64")
     place = cli.directory / "bundles" / "tiny-chat-linux-x86_64"
     assert ran.code == 0, ran.out + ran.err
-    assert cli("run", str(place), "Once upon a time", "--max-tokens", "3").code == 0
+    for lane in LANES:
+        assert cli("run", str(place), "Once upon a time", "--max-tokens", "3", "--lane", lane).code == 0
     chat = cli("chat", str(place))
     assert chat.code == 2 and "no chat template" in chat.err
     assert END not in cli("run", str(place), "Once upon a time", "--max-tokens", "40", "--temperature", "1", "--seed", "3").out

@@ -82,6 +82,17 @@ def test_the_ratio_of_perplexities_is_that_of_the_whole_distributions() -> None:
     assert metric.reference.value == pytest.approx(-np.mean(losses[0::2]), rel=1e-4)
 
 
+def test_distributions_that_have_nothing_in_common_diverge() -> None:
+    logits = np.zeros((1, VOCABULARY))
+    logits[0, :20], other = 9.0, np.zeros((1, VOCABULARY))
+    other[0, 100:120] = 9.0
+    ids = np.array([1, 2])
+    (found,) = divergences(answers([(ids, logits)]), answers([(ids, other)]))
+    p, q = (np.exp(each[0]) / np.exp(each[0]).sum() for each in (logits, other))
+    whole = float((p * np.log(p / q)).sum())
+    assert whole > 8 and 2.5 < found <= whole
+
+
 @pytest.mark.parametrize("noise", [0.05, 0.3, 1.0])
 def test_the_divergence_is_a_little_less_than_that_of_the_whole_distributions(noise: float) -> None:
     given = texts(10)

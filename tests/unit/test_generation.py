@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgeexport.errors import NoRoom
+from edgeexport.errors import DataError, NoRoom
 from edgeexport.session.generation import GenerationSpec, Limits, Reader, TextStream, generate
 from edgeexport.session.sampling import Sampling
 
@@ -78,6 +78,32 @@ def test_tokens_are_counted_and_what_is_not_completed_is_said_too() -> None:
     assert list(generate(Reciter("é").reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END})))) == [("", 0)]
 
 
+def fallback_tokenizer() -> Tokenizer:
+    """As Llama 2's: words with a mark for the space before them, and bytes, of which the newline is one."""
+    words = ["\u2581Once", "\u2581upon", "a", "<0x0A>", "<0xE5>", "<0xB3>", "<0xB6>"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(("before", "tokens", "expected"), [
+    ([], [0, 1, 2], "Once upona"),  # a text begins without a space
+    ([0], [1, 1], " upon upon"),  # and goes on with one
+    ([2], [4, 5, 6, 2], "\u5cf6a"),
+    ([2], [3, 3], "\n\n"),
+])
+def test_tokens_that_are_bytes_or_begin_with_a_space(before: list[int], tokens: list[int], expected: str) -> None:
+    stream = TextStream(fallback_tokenizer(), (), before)
+    assert "".join([*(stream.add(token) for token in tokens), stream.end()]) == expected
+
+
+@pytest.mark.parametrize("tokens", [[3, 4, 2, 1], [4, 5, 6, 4, 5, 2], [4, 4, 4], [3, 4, 3, 5, 6, 3]])
+def test_bytes_that_are_no_character_stop_nothing(tokens: list[int]) -> None:
+    stream = TextStream(fallback_tokenizer(), (), [2])
+    said = "".join([*(stream.add(token) for token in tokens), stream.end()])
+    assert "\ufffd" in said and said.replace("\ufffd", "").strip("\n") in {"a upon", "\u5cf6a", ""}
+
+
 @pytest.mark.parametrize(("stop", "expected"), [(("two",), "one "), (("three", "two t"), "one "), (("tw0",), "one two three"), (("e t",), "on")])
 def test_a_stop_string_ends_it_and_no_part_of_it_is_said(stop: tuple[str, ...], expected: str) -> None:
     pieces = said(Reciter("> one two three"), "> ", stop=stop)
@@ -108,6 +134,18 @@ def test_another_prompt_is_read_from_where_it_differs(prompt: str, read: str) ->
     model.given.clear()
     said(model, prompt, tokens=1)
     assert model.given == [TOKENIZER.encode(read).ids] and model.reader.ids == TOKENIZER.encode(prompt).ids
+
+
+def test_an_empty_stop_string_is_told() -> None:
+    with pytest.raises(DataError, match="stop string is empty"):
+        said(Reciter("x"), "y", stop=("",))
+
+
+def test_what_an_interrupted_reading_left_is_not_taken_for_read() -> None:
+    model = Reciter("abcdef")
+    model.position = 3  # read, but nobody knows what
+    said(model, "ab", tokens=1)
+    assert model.given == [TOKENIZER.encode("ab").ids] and model.position == 2
 
 
 @pytest.mark.parametrize(("prompt", "told"), [("", "nothing to go on from"), ("x" * 64, "64 tokens"), ("x" * 100, "100 tokens")])

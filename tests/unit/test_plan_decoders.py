@@ -33,13 +33,13 @@ def test_a_language_model_has_exporters_and_a_reference_of_its_own() -> None:
     assert plan.original == plan.reference
 
 
-def test_lanes_for_other_tasks_are_not_offered_and_a_lane_serves_all_others_unless_it_says_so() -> None:
+def test_lanes_for_other_tasks_are_not_planned_and_a_lane_serves_all_others_unless_it_says_so() -> None:
     everything = Target.model_validate(board().model_dump(by_alias=True) | {"lanes": [
         {"name": "a", **LANES["onnx"]}, {"name": "b", **LANES["onnx"], **BLOCKS}]})
     offered = {plan.lane.name: plan.variant for plan in planned(everything).lanes}
-    assert offered == {"a": None, "b": "onnx-blockwise-int8"}
+    assert offered == {"b": "onnx-blockwise-int8"}
     encoder = {plan.lane.name: plan.variant for plan in make_plan(resolved(), [everything], HOST).lanes}
-    assert encoder == {"a": "onnx-dynamic-int8", "b": None}
+    assert encoder == {"a": "onnx-dynamic-int8"}
 
 
 @pytest.mark.parametrize(("context", "given", "expected"), [

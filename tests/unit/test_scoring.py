@@ -96,3 +96,10 @@ def test_the_context_ends_a_continuation() -> None:
 def test_few_tokens_of_a_vocabulary_are_all_kept() -> None:
     found = expectation(np.zeros((2, 3), np.float32), [0, 1])
     assert found.tokens.shape == (2, 3) and np.exp(found.numbers[:, 1:]).sum() == pytest.approx(2)
+
+
+def test_of_tokens_that_are_as_likely_the_lower_is_taken_as_argmax_takes_it() -> None:
+    logits = np.zeros(1000, np.float32)
+    logits[[900, 100, 500]] = 5
+    assert expectation([logits], [100]).tokens[0].tolist() == [100, 500, 900, *range(LIKELIEST - 3)]
+    assert logits.argmax() == 100
