@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import Cli, Ran
 from tiny_decoders import CONTEXT, END, START, write_decoder
 
+from edgeexport.bundle import read_manifest
+from edgeexport.errors import EdgeExportError
+from edgeexport.runner.talk import TalkingLane
 from edgeexport.session.evidence import Answers
 
 LANES = ("litert-generate", "onnx-generate", "genai-generate")
@@ -134,6 +138,26 @@ def test_a_chat_that_outgrows_the_context_leaves_its_beginning_out(built: tuple[
     cli, _, place = built
     ran = chat(cli, place, "".join(f"line {number} of a long talk about lighthouses and the sea\n" for number in range(6)), "--max-tokens", "8")
     assert "first messages are left out" in ran.err and ran.err.count("tokens read") == 6
+
+
+def test_an_answer_that_is_left_ends_and_the_next_is_whole(built: tuple[Cli, Ran, Path]) -> None:
+    _, _, place = built
+
+    def said(events: Iterable[dict[str, Any]]) -> list[str]:
+        return [event["piece"] for event in events if "piece" in event]
+
+    with TalkingLane(place, read_manifest(place).lanes["onnx-generate"], 1, lambda _: None) as lane:
+        request = {"prompt": "What is a lighthouse?", "tokens": 30}
+        whole = said(lane.answer(request))
+        left = lane.answer(request)
+        next(left)
+        left.close()
+        assert len(whole) > 1 and said(lane.answer(request)) == whole
+        with pytest.raises(EdgeExportError, match="context holds"):
+            list(lane.answer({"prompt": "word " * 400}))
+        with pytest.raises(EdgeExportError, match="failed on this request"):
+            list(lane.answer({"messages": []}))
+        assert said(lane.answer(request)) == whole
 
 
 def test_golden_vectors_are_answered_again(built: tuple[Cli, Ran, Path]) -> None:
