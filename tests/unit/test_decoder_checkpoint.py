@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgeexport.artifact import Task
-from edgeexport.checkpoint import Checkpoint, read_checkpoint
+from edgeexport.checkpoint import Checkpoint
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
 
@@ -71,11 +71,11 @@ def test_what_it_is_not_built_for_is_told(tmp_path: Path, config: dict[str, Any]
 
 
 def test_an_embedder_that_was_a_language_model_is_no_language_model(tmp_path: Path) -> None:
-    found = checkpoint(tmp_path, {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]})
-    assert found.task(None) is Task.TEXT_GENERATION
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    assert checkpoint(tmp_path, config).task(None) is Task.TEXT_GENERATION
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer"}]')
     with pytest.raises(CheckpointError, match="known for text-generation only"):
-        read_checkpoint(tmp_path).spec(ModelSection(source="m"))
+        checkpoint(tmp_path, config).spec(SECTION)
 
 
 def test_a_template_is_found_in_either_file(tmp_path: Path) -> None:
