@@ -92,6 +92,7 @@ def load_decoder(directory: Path, cache: CacheFormat, context: int) -> PreTraine
     def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object = None, *,
                scaling: float | None = None, softcap: float | None = None, sliding_window: int | None = None,
                **others: object) -> tuple[torch.Tensor, None]:
+        """Attention as Transformers' layers call for it."""
         window = sliding_window if sliding_window is not None and sliding_window < context else None
         how = Attention(layer_of(module), scaling if scaling is not None else 1 / math.sqrt(query.shape[-1]), window, softcap)
         return cache.attend(how, query, key, value), None
@@ -118,6 +119,7 @@ def attend_with_slopes(model: PreTrainedModel, cache: CacheFormat) -> None:
     slopes = _get_alibi_slopes(cache_shape(model.config).heads, torch.device("cpu"))
 
     def forward(self: Any, hidden_states: torch.Tensor, residual: torch.Tensor, *others: object, **more: object) -> tuple[torch.Tensor, None]:
+        """What BLOOM's layer does, with the cache's attention in the middle."""
         query, key, value = self._reshape(self.query_key_value(hidden_states))
         how = Attention(self.layer_idx, self.inv_norm_factor, slopes=slopes)
         attended = cache.attend(how, query, key, value)

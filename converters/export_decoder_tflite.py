@@ -19,8 +19,8 @@ from edgeexport.artifact import Kind, Spec
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._cached_decoder import Attention, Shape, cache_shape, hidden_states, load_decoder, logits
+from ._litert_export import float_model, write_model
 from ._task_model import read_text
-from ._tflite_file import compact, mapped, module_paths
 
 if TYPE_CHECKING:
     import torch
@@ -46,20 +46,19 @@ class ExportDecoderTflite(Step):
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 model of about the size of the weights."""
-        checkpoint = inputs["checkpoint"]
-        size = 4 * (checkpoint.parameters or 0)
-        if size >= 2**31:
-            return Refusal(reason=f"TFLite files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
-        return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
-                    parameters=checkpoint.parameters, bytes=size, lengths=self.lengths)
+        return float_model(inputs["checkpoint"], self.lengths)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace a module for each signature and convert all traces together."""
+        path, spec = inputs["checkpoint"]
+        write_model(lambda: self._trace(path, context), out / "model.tflite", context)
+        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+
+    def _trace(self, path: Path, context: Context) -> tuple[Any, torch.nn.Module]:
         import litert_torch
         import torch
 
         torch.set_num_threads(context.threads)
-        path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
         held = read_text(path).max_length
         cache = TfliteCache(held)
@@ -71,15 +70,7 @@ class ExportDecoderTflite(Step):
             converter = converter.signature(f"prefill_{length}", reader, sample_kwargs=sample(shape, length, held))
         converter = converter.signature("decode", signature_module(model, cache, answers=True), sample_kwargs=sample(shape, 1, held))
         context.report(None, f"converting {len(self.lengths) + 1} signatures")
-        found = converter.convert(strict_export=False)
-        context.report(None, "writing")
-        modules = module_paths(model)
-        raw = context.scratch / "model.tflite"
-        found.export(str(raw))
-        del found, converter, model
-        (out / "model.tflite").write_bytes(compact(mapped(raw), modules))
-        raw.unlink()
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+        return converter, model
 
 
 class TfliteCache:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._litert_export import float_model, write_model
 from ._task_model import read_text, task_module
-from ._tflite_file import compact, mapped, module_paths
 from .measure_outliers import read_outliers
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ExportTflite(Step):
@@ -35,15 +38,14 @@ class ExportTflite(Step):
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 model of about the size of the weights."""
-        checkpoint = inputs["checkpoint"]
-        size = 4 * (checkpoint.parameters or 0)
-        if size >= 2**31:
-            return Refusal(reason=f"TFLite files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
-        return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
-                    parameters=checkpoint.parameters, bytes=size, lengths=self.lengths)
+        return float_model(inputs["checkpoint"], self.lengths)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace the module once per length and convert all traces together."""
+        write_model(lambda: self._trace(inputs, context), out / "model.tflite", context)
+        return self.infer({"checkpoint": inputs["checkpoint"].spec})  # type: ignore[return-value]
+
+    def _trace(self, inputs: Mapping[str, View], context: Context) -> tuple[Any, torch.nn.Module]:
         import litert_torch
         import torch
 
@@ -52,17 +54,9 @@ class ExportTflite(Step):
         context.report(None, "loading the model")
         text = read_text(path)
         module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing)
-        converter = litert_torch
+        converter: Any = litert_torch
         for length in self.lengths:
             sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}
             converter = converter.signature(f"{SIGNATURE_PREFIX}{length}", module, sample_kwargs=sample)
         context.report(None, f"converting {len(self.lengths)} lengths")
-        model = converter.convert(strict_export=False)
-        context.report(None, "writing")
-        modules = module_paths(module)
-        raw = context.scratch / "model.tflite"
-        model.export(str(raw))
-        del model, converter, module
-        (out / "model.tflite").write_bytes(compact(mapped(raw), modules))
-        raw.unlink()
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+        return converter, module

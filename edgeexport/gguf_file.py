@@ -85,6 +85,7 @@ class _Cursor:
         return value
 
     def bytes(self) -> bytes:
+        """What its length is written before."""
         length = self.scalar("Q")
         end = self.position + length
         if end > len(self._data):
@@ -97,6 +98,7 @@ class _Cursor:
         return self.bytes().decode("utf-8")
 
     def value(self, kind: int) -> Any:
+        """A value of a kind of metadata; a list of an array."""
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgeexport.errors import DataError, RuntimeUnavailable
+from edgeexport.errors import DataError
 from edgeexport.session.chat import ChatTemplate
 from edgeexport.session.generation import Limits, Piece, Reader, generate
-from edgeexport.session.payload import RUNTIMES, Payload
+from edgeexport.session.payload import Payload, loader
 from edgeexport.session.sampling import Sampling
 
 USER = "user"
@@ -33,17 +32,11 @@ class LanguageModel:
         Raises:
             RuntimeUnavailable: the runtime is not installed here, or runs no language models.
         """
-        chosen = RUNTIMES[runtime]
-        if chosen.load_decoder is None:
-            raise RuntimeUnavailable(f"The runtime {runtime} runs no language models.")
-        try:
-            importlib.import_module(chosen.module)
-        except ImportError as exc:
-            raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
+        load = loader(runtime, generates=True)
         self.payload, self.spec = payload, payload.require_generation()
         self.tokenizer = payload.whole_tokenizer()
         self.template = ChatTemplate(self.spec.chat_template, self.spec.tokens) if self.spec.chat_template else None
-        self.decoder = Reader(chosen.load_decoder(payload.model_path(variant), threads, payload.spec.max_length))
+        self.decoder = Reader(load(payload.model_path(variant), threads, payload.spec.max_length))
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, int64 [length], with those that the tokenizer puts before and after one."""

@@ -128,6 +128,23 @@ class Payload:
         return self.generation
 
 
+def loader(runtime: str, *, generates: bool) -> Callable[..., Any]:
+    """What loads a model in a runtime: a language model, or one for another task.
+
+    Raises:
+        RuntimeUnavailable: the runtime is not installed here, or runs no such models.
+    """
+    chosen = RUNTIMES[runtime]
+    load = chosen.load_decoder if generates else chosen.load
+    if load is None:
+        raise RuntimeUnavailable(f"The runtime {runtime} runs {'no language models' if generates else 'language models only'}.")
+    try:
+        importlib.import_module(chosen.module)
+    except ImportError as exc:
+        raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
+    return load
+
+
 class Session:
     """A variant of a payload in a runtime: text in, answer out."""
 
@@ -137,16 +154,10 @@ class Session:
         Raises:
             RuntimeUnavailable: the runtime is not installed here.
         """
-        chosen = RUNTIMES[runtime]
-        if chosen.load is None:
-            raise RuntimeUnavailable(f"The runtime {runtime} runs language models only.")
-        try:
-            importlib.import_module(chosen.module)
-        except ImportError as exc:
-            raise RuntimeUnavailable(f"The runtime {runtime} is not installed here.", why=str(exc), hint=f"pip install {runtime}") from exc
+        load = loader(runtime, generates=False)
         self.payload = payload
         self.tokenizer = payload.tokenizer()
-        self.model = chosen.load(payload.model_path(variant), threads)
+        self.model: LoadedModel = load(payload.model_path(variant), threads)
 
     def encode(self, text: str, pair: str | None = None, role: str | None = None) -> Encoded:
         """The tokens of a text, with the prefix of its role."""

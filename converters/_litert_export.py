@@ -1,0 +1,44 @@
+"""What exports through litert-torch have in common: how large the file will be, and how traces become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.step import Context, Refusal
+
+from ._tflite_file import compact, mapped, module_paths
+
+if TYPE_CHECKING:
+    import torch
+
+
+def float_model(checkpoint: Spec, lengths: tuple[int, ...]) -> Spec | Refusal:
+    """A checkpoint as a float32 TFLite file: of about the size of its weights, and refused where a flatbuffer can't hold them."""
+    size = 4 * (checkpoint.parameters or 0)
+    if size >= 2**31:
+        return Refusal(reason=f"TFLite files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
+    return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
+                parameters=checkpoint.parameters, bytes=size, lengths=lengths)
+
+
+def write_model(trace: Callable[[], tuple[Any, torch.nn.Module]], target: Path, context: Context) -> None:
+    """Convert all signatures together and write the file.
+
+    Args:
+        trace: makes litert-torch's converter with a trace for each signature, and the module that was traced, by whose parts tensors are named. It is
+            called here, so that nobody else holds the weights while the file is written.
+        target: the file.
+        context: where the converter's own file is kept meanwhile.
+    """
+    converter, module = trace()
+    model = converter.convert(strict_export=False)
+    context.report(None, "writing")
+    modules = module_paths(module)
+    raw = context.scratch / "model.tflite"
+    model.export(str(raw))
+    del model, converter, module
+    target.write_bytes(compact(mapped(raw), modules))
+    raw.unlink()
