@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.session.run_tflite_decoder import HIDDEN
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._cached_decoder import Attention, Shape, cache_shape, hidden_states, load_decoder, logits
@@ -25,8 +26,6 @@ from ._task_model import read_text
 if TYPE_CHECKING:
     import torch
 
-# What a score is made of that must not count: its softmax weight is 0 in float32, and it stays finite.
-HIDDEN = -10_000.0
 
 
 class ExportDecoderTflite(Step):

@@ -10,8 +10,8 @@ import numpy as np
 from edgeexport.errors import BundleError
 
 PREFILL, DECODE = "prefill_", "decode"
-# What a score is made of that must not count; as in the exported graph.
-HIDDEN = -10_000.0
+# What a score is made of that must not count: below all that a model comes to (biases of keys make scores of -20,000), and finite when doubled.
+HIDDEN = -1e9
 
 
 class TfliteDecoder:
