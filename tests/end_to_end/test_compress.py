@@ -96,8 +96,13 @@ def test_where_speed_is_wanted_tune_times_and_trains(data: Cli) -> None:
     assert len(search["scouts"]) >= 2 and all(0 < scout["loss"] < float("inf") for scout in search["scouts"])
     (trained,) = (candidate for candidate in search["candidates"] if candidate["chosen"])
     assert "epochs" in trained["title"]
-    nearest = min(search["scouts"], key=lambda scout: scout["loss"])
-    assert trained["title"].partition(",")[0] == nearest["title"].partition(",")[0]
+    # What came nearest may be some bytes too large once it is a file; then it is the next that is trained.
+    def shape(title: str) -> str:
+        return title.partition(",")[0]
+
+    too_large = {shape(candidate["title"]) for candidate in search["candidates"] if candidate["misses"]}
+    nearest = min((scout for scout in search["scouts"] if shape(scout["title"]) not in too_large), key=lambda scout: scout["loss"])
+    assert shape(trained["title"]) == shape(nearest["title"])
 
 
 def test_a_wish_that_cannot_be_fulfilled_says_how_near_it_came(data: Cli) -> None:
