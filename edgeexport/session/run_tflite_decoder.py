@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,25 @@ import numpy as np
 
 from edgeexport.errors import BundleError
 
-PREFILL, DECODE = "prefill_", "decode"
+PREFILL, DECODE, MASK = "prefill_", "decode", "mask"
+# The axis of an input that counts tokens which are kept.
+KEPT_AXES = {"kv_cache_k_": 2, "kv_cache_v_": 3, MASK: 3}
 # What a score is made of that must not count: below all that a model comes to (biases of keys make scores of -20,000), and finite when doubled.
 HIDDEN = -1e9
+# Buffers grow by so many tokens: each token of an answer takes the longer, the more they hold.
+STEP = 256
+# XNNPACK's name for a place in memory where it keeps weights as it wants them: once for all signatures, which otherwise have a copy each.
+SHARED_WEIGHTS = ":memory"
 
 
 class TfliteDecoder:
     """A TFLite file with the signatures ``prefill_LENGTH`` and ``decode``; see the converter export_decoder_tflite.
 
-    Prompts are read in pieces of the signatures' lengths, the last token by ``decode``, which alone gives logits.
+    Prompts are read in pieces of the signatures' lengths, the last token by ``decode``, which alone gives logits. Attention goes over all of the
+    buffers, filled or not; so where the file says that their length is up to the runtime, they grow with what has been read.
+
+    Attributes:
+        room: the tokens that they hold now.
     """
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
@@ -25,24 +36,18 @@ class TfliteDecoder:
         from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
         self._model = CompiledModel.from_file(str(path), options=Options(
-            hardware_accelerators=HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=threads)))
-        signatures = self._model.get_signature_list()
-        if DECODE not in signatures:
+            hardware_accelerators=HardwareAccelerator.CPU,
+            cpu_options=CpuOptions(num_threads=threads, xnnpack_weight_cache_path=SHARED_WEIGHTS)))
+        self._signatures: dict[str, Any] = self._model.get_signature_list()
+        if DECODE not in self._signatures:
             raise BundleError(f"{path.name} is no language model.", why=f"it has no signature named {DECODE}")
-        self.lengths = sorted(int(name.removeprefix(PREFILL)) for name in signatures if name.startswith(PREFILL))
-        held = self._model.get_input_tensor_details(DECODE)["mask"]["shape"][-1]
-        self.context, self.position, self._held = min(context, held), 0, held
+        self.lengths = sorted(int(name.removeprefix(PREFILL)) for name in self._signatures if name.startswith(PREFILL))
+        self._held = self._model.get_input_tensor_details(DECODE)[MASK]["shape"][KEPT_AXES[MASK]]
+        self.context, self.position, self.room = min(context, self._held), 0, 0
         self._vocabulary = self._model.get_output_tensor_details(DECODE)["logits"]["shape"][-1]
-        caches = {name: self._model.create_input_buffer_by_name(DECODE, name) for name in signatures[DECODE]["inputs"]
-                  if name.startswith("kv_cache_")}
-        details = self._model.get_input_tensor_details(DECODE)
-        for name, buffer in caches.items():
-            buffer.write(np.zeros(details[name]["shape"], np.float32))
+        self._is_elastic = self._may_resize()
+        self._caches: dict[str, Any] = {}
         self._calls: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        for name in signatures:
-            inputs = {each: self._model.create_input_buffer_by_name(name, each) for each in ("tokens", "input_pos", "mask")}
-            outputs = {"logits": self._model.create_output_buffer_by_name(name, "logits")} if name == DECODE else {}
-            self._calls[name] = {**inputs, **caches}, {**outputs, **caches}
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Read on, int64 [length]; the logits of what comes next, float32 [vocabulary]."""
@@ -66,13 +71,65 @@ class TfliteDecoder:
 
     def _run(self, name: str, ids: np.ndarray, length: int) -> None:
         """Run a signature on a piece, which is filled up to its length; what fills it up is overwritten, and hidden till then."""
+        self._make_room(self.position + length)
         inputs, outputs = self._calls[name]
         tokens = np.zeros((1, length), np.int32)
         tokens[0, :len(ids)] = ids
         places = np.arange(self.position, self.position + length, dtype=np.int32)
-        seen = np.arange(self._held, dtype=np.int32)[None] <= places[:, None]
+        seen = np.arange(self.room, dtype=np.int32)[None] <= places[:, None]
         inputs["tokens"].write(tokens)
         inputs["input_pos"].write(places)
-        inputs["mask"].write(np.where(seen, np.float32(0), np.float32(HIDDEN))[None, None])
+        inputs[MASK].write(np.where(seen, np.float32(0), np.float32(HIDDEN))[None, None])
         self._model.run_by_name(name, inputs, outputs)
         self.position += len(ids)
+
+    def _make_room(self, tokens: int) -> None:
+        """Buffers for so many tokens, with what was read already."""
+        if tokens <= self.room:
+            return
+        kept = {name: self._kept(name) for name in self._caches}
+        if self._is_elastic:
+            self.room = min(STEP * math.ceil(tokens / STEP), self._held)
+            self._resize()
+        else:
+            self.room = self._held
+        self._caches = {name: self._model.create_input_buffer_by_name(DECODE, name) for name in self._signatures[DECODE]["inputs"]
+                        if name.startswith("kv_cache_")}
+        for name, buffer in self._caches.items():
+            larger = np.zeros(self._shape(DECODE, name), np.float32)
+            if name in kept:
+                larger[tuple(slice(size) for size in kept[name].shape)] = kept[name]
+            buffer.write(larger)
+        for name in self._signatures:
+            inputs = {each: self._model.create_input_buffer_by_name(name, each) for each in ("tokens", "input_pos", MASK)}
+            outputs = {"logits": self._model.create_output_buffer_by_name(name, "logits")} if name == DECODE else {}
+            self._calls[name] = {**inputs, **self._caches}, {**outputs, **self._caches}
+
+    def _may_resize(self) -> bool:
+        """Whether the file lets buffers have other lengths; the runtime refuses it where not."""
+        shape = list(self._model.get_input_tensor_details(DECODE)[MASK]["shape"])
+        shape[KEPT_AXES[MASK]] -= 1
+        try:
+            self._model.resize_input_tensor_by_name(DECODE, MASK, shape)
+        except RuntimeError:
+            return False
+        return True
+
+    def _resize(self) -> None:
+        """Tell the runtime how long the buffers are."""
+        for signature, names in self._signatures.items():
+            for name in names["inputs"]:
+                if name.startswith(tuple(KEPT_AXES)):
+                    self._model.resize_input_tensor_by_name(signature, name, self._shape(signature, name))
+
+    def _shape(self, signature: str, name: str) -> list[int]:
+        """The shape of a cache or mask that holds as many tokens as there is room for."""
+        shape: list[int] = list(self._model.get_input_tensor_details(signature)[name]["shape"])
+        shape[next(axis for prefix, axis in KEPT_AXES.items() if name.startswith(prefix))] = self.room
+        return shape
+
+    def _kept(self, name: str) -> np.ndarray:
+        """What lies in a cache."""
+        shape = self._shape(DECODE, name)
+        found: np.ndarray = self._caches[name].read(math.prod(shape), np.float32).reshape(shape)
+        return found

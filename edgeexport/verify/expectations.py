@@ -106,10 +106,18 @@ def least_divergence(ours: np.ndarray, theirs: np.ndarray, p: np.ndarray, q: np.
     return max(known + rest(p[i]), known + float((np.exp(alone) * (alone - q[-1])).sum()) + rest(p[i], alone))
 
 
-def agreements(reference: Answers, lane: Answers) -> np.ndarray:
-    """Whether both hold the same token for the likeliest, at each position: bool [n]."""
-    pairs = [likeliest(reference, row)[:, 0] == likeliest(lane, row)[:, 0] for row in range(len(reference.tokens))]
-    return np.concatenate([*pairs, np.zeros(0, np.bool_)])
+def agreements(reference: Answers, lane: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """Whether both hold the same token for the likeliest, wherever the original's own second is no near tie.
+
+    Returns:
+        bool [n], and the row of each, int64 [n].
+    """
+    equal, rows = [np.zeros(0, np.bool_)], [np.zeros(0, np.int64)]
+    for row in range(len(reference.tokens)):
+        sure = reference.numbers[row][:, 1] - reference.numbers[row][:, 2] > NEAR_TIE
+        equal.append((likeliest(reference, row)[:, 0] == likeliest(lane, row)[:, 0])[sure])
+        rows.append(np.full(int(sure.sum()), row))
+    return np.concatenate(equal), np.concatenate(rows)
 
 
 def faithful(reference: Answers, lane: Answers) -> list[bool]:
@@ -162,12 +170,14 @@ def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: M
               most=True, unit="x", note=f"{np.exp(-ours.mean()):,.4g} is the original's, over {len(ours):,} tokens")
     _, everywhere = came(reference, continued=True)
     if len(everywhere):
-        texts = everywhere.tolist()
-        equal = agreements(reference, lane)
-        estimate = bootstrap([weighted_mean(equal)], texts)[0]
-        check("agreement", "same likeliest token", estimate.model_copy(update={"low": min(estimate.low, 1 - unseen(~equal, texts))}), most=False)
-        check("divergence", "divergence from the original's expectation", bootstrap([weighted_mean(divergences(reference, lane))], texts)[0],
-              most=True, unit="nats")
+        check("divergence", "divergence from the original's expectation",
+              bootstrap([weighted_mean(divergences(reference, lane))], everywhere.tolist())[0], most=True, unit="nats")
+    equal, where = agreements(reference, lane)
+    if len(equal):
+        estimate, sure = bootstrap([weighted_mean(equal)], where.tolist())[0], len(equal) / len(everywhere)
+        check("agreement", "same likeliest token where the original is sure",
+              estimate.model_copy(update={"low": min(estimate.low, 1 - unseen(~equal, where.tolist()))}), most=False,
+              note=f"the original is at {sure:.0%} of {len(everywhere):,} positions; elsewhere its second token is nearly as likely as its first")
     kept = faithful(reference, lane)
     if kept:
         estimate, bound = proportion(sum(kept), len(kept)), bound_for("continuations", Task.TEXT_GENERATION, given)

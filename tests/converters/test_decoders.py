@@ -19,6 +19,7 @@ from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
 from edgeexport.policy import preset
 from edgeexport.recipe import ModelSection
+from edgeexport.session import run_onnx_decoder, run_tflite_decoder
 from edgeexport.session.generation import Decoder, read_generation_spec
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
@@ -93,7 +94,10 @@ def test_every_decoder_is_tested() -> None:
 
 @pytest.mark.parametrize("model_format", ["onnx", "tflite"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_comes_next_is_what_the_original_says(families: Families, family: str, model_format: str) -> None:
+def test_what_comes_next_is_what_the_original_says(families: Families, monkeypatch: pytest.MonkeyPatch, family: str, model_format: str) -> None:
+    # Buffers grow several times on the way.
+    monkeypatch.setattr(run_onnx_decoder, "FIRST_ROOM", 24)
+    monkeypatch.setattr(run_tflite_decoder, "STEP", 24)
     ids, model = text(), families.exported(family, model_format)
     assert model.spec.task is Task.TEXT_GENERATION
     expected = families.logits(family, ids)
@@ -102,6 +106,16 @@ def test_what_comes_next_is_what_the_original_says(families: Families, family: s
     # What was read before, to the end of the context, is forgotten.
     found.rewind(20)
     assert np.abs(found.read(ids[20:60]) - expected[59]).max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize(("family", "room"), [("llama", 24), ("bloom", CONTEXT)])
+def test_attention_goes_over_short_buffers_where_nothing_counts_how_far_back_it_looks(
+        families: Families, monkeypatch: pytest.MonkeyPatch, family: str, room: int) -> None:
+    monkeypatch.setattr(run_tflite_decoder, "STEP", 24)
+    found = decoder(families.exported(family, "tflite"))
+    assert isinstance(found, TfliteDecoder)
+    found.read(text()[:10])
+    assert found.room == room
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "tflite"])
