@@ -221,7 +221,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def recipe_for(source: str, **sections: object) -> Recipe:
     """A recipe for a bare model name, as `edgeexport build MODEL` uses it."""
-    stem = source.rstrip("/").split("/")[-1].lower() or "model"
+    stem = source.rstrip("/").split("/")[-1].lower().removesuffix(".gguf") or "model"
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-") or "model"
     data = {"schema": 1, "name": name, "model": {"source": source}} | sections
     return validated(data, Recipe, RecipeError, "the command line").model_copy(update={"directory": Path.cwd()})

@@ -43,7 +43,11 @@ class LanguageModel:
         return np.asarray(self.tokenizer.encode(text).ids, np.int64)
 
     def encode_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> np.ndarray:
-        """The tokens of a conversation, int64 [length]: the template writes all special tokens itself.
+        """The tokens of a conversation, int64 [length]: the template writes all special tokens itself; see :meth:`write_conversation`."""
+        return np.asarray(self.tokenizer.encode(self.write_conversation(messages, answer=answer), add_special_tokens=False).ids, np.int64)
+
+    def write_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+        """A conversation as the template writes it.
 
         Args:
             messages: each with ``role`` and ``content``, in order.
@@ -55,8 +59,7 @@ class LanguageModel:
         if self.template is None:
             raise DataError("This model has no chat template.", why="it goes on with a text, and was not trained on conversations",
                             hint="give a text to go on with: edgeexport run BUNDLE \"Once upon a time\"")
-        text = self.template.render(messages, answer=answer)
-        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        return self.template.render(messages, answer=answer)
 
     def encode_row(self, row: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
         """The tokens of a row of a data set, int64 [length], and whether it is to be continued."""

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 PROMPT, ANSWER, ROUNDS = 128, 32, 7
-PEERS = ("numpy==2.4.6", "xllamacpp==2026.10.11549", "litert-lm-api==0.18.1")
+PEERS = ("click==8.5.1", "numpy==2.4.6", "xllamacpp==2026.10.11549", "litert-lm-api==0.18.1")
 CONTEXT = 1024
 
 

@@ -158,6 +158,7 @@ def test_any_source_gives_a_recipe_with_a_name_that_is_valid(source: str) -> Non
 
 def test_the_name_of_a_bare_model_is_its_last_part() -> None:
     assert recipe_for("owner/All-MiniLM L6").name == "all-minilm-l6"
+    assert recipe_for("./models/SmolLM2-135M.Q4_1.gguf").name == "smollm2-135m.q4_1"
 
 
 def test_options_of_the_command_line_are_checked_like_a_file() -> None:
