@@ -1,4 +1,4 @@
-"""What each family of encoders is made of, declared once for every step that takes something out of a model: which tensors share a channel.
+"""What each family of models is made of, declared once for every step that takes something out of a model: which tensors share a channel.
 
 A *channel* is one number that some modules make and others read, such as a neuron between the two halves of a feed-forward network. It can
 only be taken out of all of them at once. Paths of modules are relative: a group's modules to its scope, scopes to Transformers' base model,
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from edgeexport.architectures import DECODERS
 from edgeexport.artifact import Spec
 from edgeexport.step import Refusal
 
@@ -26,13 +27,16 @@ class Channels:
 
     Attributes:
         scope: regular expression of the modules that have such channels.
-        made_by: linear modules below the scope whose outputs are the channels.
+        made_by: linear modules below the scope whose outputs are the channels. Where one has fewer outputs than are read, as keys and values that
+            several queries share, those of a head still lie side by side.
         read_by: linear module below the scope whose inputs are the channels.
+        stacks: how many lists of channels the outputs are, one behind the other.
     """
 
     scope: str
     made_by: tuple[str, ...]
     read_by: str
+    stacks: int = 1
 
     def places(self, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
         """The modules of a model that have such channels, in the order of its layers."""
@@ -64,15 +68,17 @@ class Addition:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of encoders.
+    """A family of models.
 
     Attributes:
         layers: path of the list of layers; None where the same layers are applied again and again, and only how often can be lowered.
-        heads: the channels of attention; those of a head lie side by side. None where heads share more than the channels.
+        heads: the channels of attention; those of a head lie side by side, and where queries share a key, those of all of them. None where heads
+            share more than the channels, or their number is fixed by the width of the hidden states.
         neurons: the channels inside feed-forward networks.
-        additions: to the hidden states; the last one in a layer makes what the next layer reads.
+        additions: to the hidden states, where the sum is normalized; the last one in a layer makes what the next layer reads.
         vocabulary: parameters with an entry for each token (regular expression of the name) → the dimension that counts them; a model has those
             of its own head.
+        neurons_key: where all layers are kept equally wide, so that the pruned model is an ordinary checkpoint: what config.json calls their number.
     """
 
     layers: str | None
@@ -80,6 +86,7 @@ class Architecture:
     neurons: Channels
     additions: tuple[Addition, ...]
     vocabulary: dict[str, int]
+    neurons_key: str | None = None
 
 
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
@@ -128,10 +135,54 @@ ARCHITECTURES = {
                            Addition(r"encoder\.layer\.\d+\.output", "dense", "LayerNorm")), _BERT.vocabulary),
 }
 
+# Decoders. Tools for language models, onnxruntime-genai's builder among them, know one width for all layers.
+_TABLES = {r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings)\.weight": 0, r"(lm_head|embed_out)\.(weight|bias)": 0}
+_GATED = Architecture(
+    layers="layers", heads=Channels(r"layers\.\d+\.self_attn", made_by=("q_proj", "k_proj", "v_proj"), read_by="o_proj"),
+    neurons=Channels(r"layers\.\d+\.mlp", made_by=("gate_proj", "up_proj"), read_by="down_proj"),
+    additions=(), vocabulary=_TABLES, neurons_key="intermediate_size")
+_FOUR_TIMES = Channels(r"(layers|h)\.\d+\.mlp", made_by=("dense_h_to_4h",), read_by="dense_4h_to_h")
+ARCHITECTURES |= {
+    "llama": _GATED,
+    "qwen2": _GATED,
+    "qwen3": _GATED,
+    "gemma2": _GATED,
+    "gemma3_text": _GATED,
+    "phi3": Architecture("layers", None, Channels(r"layers\.\d+\.mlp", made_by=("gate_up_proj",), read_by="down_proj", stacks=2), (), _TABLES,
+                         "intermediate_size"),
+    "gpt2": Architecture("h", None, Channels(r"h\.\d+\.mlp", made_by=("c_fc",), read_by="c_proj"), (), _TABLES, "n_inner"),
+    "gpt_neox": Architecture("layers", None, _FOUR_TIMES, (), _TABLES, "intermediate_size"),
+    "opt": Architecture("decoder.layers", None, Channels(r"decoder\.layers\.\d+", made_by=("fc1",), read_by="fc2"), (), _TABLES, "ffn_dim"),
+    # Its configuration has no word for their number, which is four times that of the hidden states.
+    "bloom": Architecture("h", None, _FOUR_TIMES, (), _TABLES),
+}
+
 
 def linear(scope: torch.nn.Module, path: str) -> torch.nn.Linear:
-    """The linear module at a path below a scope."""
+    """The linear module at a path below a scope; GPT-2's Conv1D is one with its matrix the other way round, see :func:`matrix`."""
     return cast("torch.nn.Linear", scope.get_submodule(path))
+
+
+def matrix(module: torch.nn.Module) -> torch.Tensor:
+    """The weights of a linear module, float32 [outputs, inputs]."""
+    import torch
+
+    weight = cast("torch.Tensor", module.weight)
+    return weight if isinstance(module, torch.nn.Linear) else weight.T
+
+
+def narrow(module: torch.nn.Module, dimension: int, kept: torch.Tensor) -> None:
+    """Leave a linear module some of its outputs (dimension 0) or inputs (1), int64 [kept], in place."""
+    import torch
+
+    weight = matrix(module).detach().index_select(dimension, kept)
+    is_linear = isinstance(module, torch.nn.Linear)
+    module.weight = torch.nn.Parameter((weight if is_linear else weight.T).contiguous())
+    bias = cast("torch.Tensor | None", module.bias)
+    if dimension == 0 and bias is not None:
+        module.bias = torch.nn.Parameter(bias.detach()[kept].clone())
+    names = ("out_features", "in_features") if is_linear else ("nf", "nx")
+    setattr(module, names[dimension], len(kept))
 
 
 class Layers:
@@ -141,6 +192,8 @@ class Layers:
         """Of a model whose architecture is described."""
         self._model = model
         self._path = ARCHITECTURES[model.config.model_type].layers
+        # In which of them attention sees everything, and in which a window.
+        self._types: list[str] = list(getattr(model.config, "layer_types", None) or [])
         self._layers: list[Any] = list(self._holder()) if self._path else [None] * model.config.num_hidden_layers
 
     @property
@@ -156,6 +209,9 @@ class Layers:
         """Have the model run only these, counted from 0 among those that there were at first; in place."""
         import torch
 
+        numbers = list(numbers)
+        if self._types:
+            self._model.config.layer_types = [self._types[number] for number in numbers]
         kept = [self._layers[number] for number in numbers]
         if self._path is not None:
             owner, _, name = self._path.rpartition(".")
@@ -167,7 +223,11 @@ class Layers:
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Channels of an attention head."""
+    """Channels of an attention head; where queries share a key, of all heads that share one."""
+    config = model.config
+    if config.model_type in DECODERS:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cast("int", width * config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads))
     sizes = {cast("int", module.attention_head_size) for module in model.modules() if hasattr(module, "attention_head_size")}
     (size,) = sizes
     return size

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Of a text that a language model learns from; what is behind it is another text's matter.
+LONGEST_TO_GO_ON = 256
+
+
 @dataclass(frozen=True)
 class Example:
     """A text as tokens.
@@ -56,7 +60,8 @@ def read_examples(checkpoint: View, dataset: Path, longest: int | None = None) -
         DataError: there is none.
     """
     spec, task = read_text(checkpoint.path), checkpoint.spec.require_task()
-    tokenizer = Tokenizer(checkpoint.path / "tokenizer.json", replace(spec, max_length=min(longest or spec.max_length, spec.max_length)),
+    longest = longest or (LONGEST_TO_GO_ON if task is Task.TEXT_GENERATION else spec.max_length)
+    tokenizer = Tokenizer(checkpoint.path / "tokenizer.json", replace(spec, max_length=min(longest, spec.max_length)),
                           "only_second" if task is Task.QUESTION_ANSWERING else "longest_first")
     labels = checkpoint.spec.facts.get("labels") or []
     found = []
@@ -69,9 +74,11 @@ def read_examples(checkpoint: View, dataset: Path, longest: int | None = None) -
             continue
         if task is Task.TOKEN_CLASSIFICATION and not first_tokens(encoded):
             continue
+        if task is Task.TEXT_GENERATION and len(encoded.ids) < 2:
+            continue
         found.append(Example(number, encoded, anchors(encoded), truth(task, row, encoded, labels)))
     if not found:
-        why = {Task.FILL_MASK: "none has a mask token", Task.TOKEN_CLASSIFICATION: "none has a word"}
+        why = {Task.FILL_MASK: "none has a mask token", Task.TOKEN_CLASSIFICATION: "none has a word", Task.TEXT_GENERATION: "none has two tokens"}
         raise DataError("No text of the data can be learned from.", why=why.get(task, "none fits"))
     return found
 
@@ -95,6 +102,8 @@ def truth(task: Task, row: Row, encoded: Encoded, labels: Sequence[str]) -> tupl
     """What is right for a row, as numbers of classes; None where it does not say."""
     if task is Task.TEXT_CLASSIFICATION and row.label is not None:
         return (labels.index(row.label),)
+    if task is Task.TEXT_GENERATION:
+        return tuple(encoded.ids[1:].tolist())
     if task is Task.TOKEN_CLASSIFICATION and row.entities is not None:
         return tuple(word_classes(row.text, row.entities, word_spans(encoded), labels))
     return None

@@ -23,8 +23,16 @@ TEMPERATURE = 2.0
 # Of the cosines between texts, as in contrastive training: neighbours count, far texts hardly. Source: sentence-transformers'
 # MultipleNegativesRankingLoss, scale 20.
 SIMILARITY_SCALE = 20.0
+# Of a language model's distribution a teacher keeps so many of the likeliest tokens, and how likely all others are together: a vocabulary's worth at
+# each token of a text is more than any disk holds. Source: A. Muralidharan and others, "Compact Language Models via Pruning and Knowledge
+# Distillation" (2024), section 4.2, where 100 are enough.
+LIKELIEST = 64
+# Texts of a language model at once: each of their tokens has an answer as wide as the vocabulary.
+TEXTS_AT_ONCE = 4
 # The cosine above which two vectors are those of one text; float32 and another order of sums change it by less.
 THE_SAME = 0.999
+# Of probability, that a distribution has beside its likeliest tokens; float32 knows no less.
+LEAST_REST = 1e-6
 
 
 def has_one_class(spec: Spec) -> bool:
@@ -62,6 +70,9 @@ class Objective:
         """
         device = next(model.parameters()).device
         batch = {name: values.to(device) for name, values in collate(examples, self.text).items()}
+        if self.task is Task.TEXT_GENERATION:
+            found = model(**batch, use_cache=False, **options)
+            return self._rows({"logits": found.logits}, examples), found
         inner: Any = getattr(model, "module", model)  # of the wrapper for several processes
         if joins_neighbours(inner):
             batch["inputs_embeds"] = without_padding(inner, batch.pop("input_ids"), batch["attention_mask"])
@@ -90,7 +101,11 @@ class Objective:
     @property
     def by_token(self) -> bool:
         """Whether a text has several rows of answers."""
-        return self.at_anchors or self.task in {Task.TOKEN_CLASSIFICATION, Task.FILL_MASK}
+        return self.at_anchors or self.task in {Task.TOKEN_CLASSIFICATION, Task.FILL_MASK, Task.TEXT_GENERATION}
+
+    def at_once(self, texts: int) -> int:
+        """How many texts there are in a batch, where others have so many."""
+        return min(texts, TEXTS_AT_ONCE) if self.task is Task.TEXT_GENERATION else texts
 
     def count(self, example: Example) -> int:
         """How many rows of answers an example has."""
@@ -100,18 +115,36 @@ class Objective:
         """Positions of the tokens that answer, for tasks that answer by token."""
         if self.task is Task.TOKEN_CLASSIFICATION:
             return first_tokens(example.encoded)
+        if self.task is Task.TEXT_GENERATION:
+            return list(range(example.length - 1))  # what comes after the last, nobody knows
         if self.task is Task.FILL_MASK:
             return [int(position) for position in mask_positions(self.text, example.encoded)]
         return list(example.anchors.values())
 
-    def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """How far answers are from what another model answers, both float32 [rows, values]: a number of about 1 where nothing is right.
+    def kept(self, answers: torch.Tensor) -> torch.Tensor:
+        """What is kept of answers, float32 [rows, values], to be compared with others later: all of them; of a language model its likeliest tokens
+        and the logarithms of their probabilities, float32 [rows, 2, tokens]."""
+        import torch
 
-        Vectors: 1 - cosine. Classes: Kullback-Leibler divergence of softened distributions. Other logits: squared difference.
+        if self.task is not Task.TEXT_GENERATION:
+            return answers
+        logarithms, tokens = answers.log_softmax(dim=-1).topk(min(LIKELIEST, answers.shape[-1]), dim=-1)
+        return torch.stack([tokens.to(torch.float32), logarithms], dim=1)  # ids below 2**24 are exact
+
+    def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far answers, float32 [rows, values], are from what is :meth:`kept` of another model's: a number of about 1 where nothing is right.
+
+        Vectors: 1 - cosine. Classes: Kullback-Leibler divergence of softened distributions. Tokens: of the distributions as they are, the likeliest
+        each for itself and all others as one. Other logits: squared difference.
         """
         import torch
         from torch.nn import functional
 
+        if self.task is Task.TEXT_GENERATION:
+            theirs = wanted[:, 1]
+            ours = answers.log_softmax(dim=-1).gather(1, wanted[:, 0].to(torch.int64))
+            given, other = (torch.cat([each, rest(each)], dim=-1) for each in (theirs, ours))
+            return functional.kl_div(other, given, log_target=True, reduction="batchmean")
         if self.task in VECTORS:
             return (1 - functional.cosine_similarity(answers, wanted, dim=-1)).mean()
         if self.one_class:
@@ -163,3 +196,8 @@ class Objective:
             drawn = torch.multinomial(answers.softmax(dim=-1), 1, generator=generator)[:, 0]
             return functional.cross_entropy(answers, drawn, reduction="sum")
         return (answers * torch.randn(answers.shape, generator=generator)).sum()
+
+
+def rest(logarithms: torch.Tensor) -> torch.Tensor:
+    """The logarithm of what probability is left beside some, float32 [rows, 1] of [rows, tokens]."""
+    return (1 - logarithms.exp().sum(dim=-1, keepdim=True)).clamp_min(LEAST_REST).log()

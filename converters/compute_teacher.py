@@ -60,11 +60,11 @@ class ComputeTeacher(Step):
         examples = read_examples(checkpoint, inputs["texts"].path)
         writer, done = TeacherWriter(out), 0
         with torch.inference_mode(), Projections(model) if self.relations else nullcontext() as projections:
-            for batch in by_length(examples, BATCH):
-                answers, found = objective.run(model, batch, output_hidden_states=True)
+            for batch in by_length(examples, objective.at_once(BATCH)):
+                answers, found = objective.run(model, batch, output_hidden_states=bool(self.hidden))
                 states = [found.hidden_states[round(share * (len(found.hidden_states) - 1))] for share in self.hidden]
-                stacked = torch.stack(states, dim=2) if states else torch.zeros(len(batch), found.hidden_states[0].shape[1], 0, 0)
-                rows = iter(answers.cpu().numpy())
+                stacked = torch.stack(states, dim=2) if states else torch.zeros(len(batch), max(example.length for example in batch), 0, 0)
+                rows = iter(objective.kept(answers).cpu().numpy())
                 for number, example in enumerate(batch):
                     positions = list(example.anchors.values())
                     relations = (projections.logits(number, positions).cpu().numpy() if projections is not None

@@ -41,11 +41,11 @@ class Distill(Step):
     The loss is a weighted sum; a weight of 0 leaves a part out.
 
     Attributes:
-        answers: weight of the distance of the answers: vectors, or distributions over classes.
+        answers: weight of the distance of the answers: vectors, or distributions over classes or tokens.
         similarities: of vectors, weight of the distance of the similarities to the teacher's vectors of other texts.
         hidden: weight of the relative squared error of the hidden states, at tokens that both models have.
         relations: weight of the divergence of the attention relations of the last layers.
-        labels: weight of the cross entropy of labelled examples.
+        labels: weight of the cross entropy of labelled examples; of a language model, of the tokens that come.
         hidden_after: after which shares of the layers hidden states are compared; as the teacher's outputs hold them.
         epochs, batch, learning_rate, patience, seed: see :class:`Schedule`.
         embeddings: whether the table of token vectors is trained too.
@@ -79,10 +79,11 @@ class Distill(Step):
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """The student with other weights; refuses a part of the loss that there is nothing for."""
         student = inputs["student"]
-        if self.labels and not (student.task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION} and has_one_class(student)):
-            return Refusal(reason="labels are trained on where a text or a word has one class", hint="set compress.distill.labels = 0")
-        if self.labels and not inputs["training"].facts.get("labelled"):
-            return Refusal(reason="the training data have no labels", hint="set compress.distill.labels = 0, or give labelled data")
+        if self.labels and student.task is not Task.TEXT_GENERATION:
+            if not (student.task in {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION} and has_one_class(student)):
+                return Refusal(reason="labels are trained on where a text or a word has one class", hint="set compress.distill.labels = 0")
+            if not inputs["training"].facts.get("labelled"):
+                return Refusal(reason="the training data have no labels", hint="set compress.distill.labels = 0, or give labelled data")
         if self.similarities and student.task not in VECTORS:
             return Refusal(reason=f"the answers of {student.task} are no vectors that could be similar", hint="set compress.distill.similarities = 0")
         architecture = ARCHITECTURES.get(student.architecture or "")
@@ -244,7 +245,7 @@ class Lessons:
 
         total, count = 0.0, 0
         with torch.inference_mode():
-            for batch in by_length(self.development, EVALUATION_BATCH):
+            for batch in by_length(self.development, self._objective.at_once(EVALUATION_BATCH)):
                 answers, _ = self._objective.run(model, batch)
                 wanted, rows = self._answers(batch, self._judge)
                 total += len(rows) * self._objective.distance(answers[rows], wanted.to(answers.device)).item()

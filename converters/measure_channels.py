@@ -16,7 +16,7 @@ from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import StepFailed
 from edgeexport.step import Context, Refusal, Step, View
 
-from ._architecture import ARCHITECTURES, Channels, head_size, linear, no_description
+from ._architecture import ARCHITECTURES, Channels, head_size, linear, matrix, no_description
 from ._examples import evenly, read_examples
 from ._objective import Objective
 from ._task_model import load_model, read_text
@@ -130,7 +130,7 @@ class Reader:
         import torch
 
         self._module, self._width = module, width
-        channels, outputs = module.in_features, module.out_features
+        outputs, channels = matrix(module).shape
         self._squares = torch.zeros(channels // width)
         self._inputs_gram, self._gradients_gram = torch.zeros(channels, channels), torch.zeros(outputs, outputs)
         self._inputs_sum = torch.zeros(channels)
@@ -159,7 +159,7 @@ class Reader:
 
         read, gradient = torch.cat(self._read), torch.cat([each.flatten(0, -2) for each in gradients])
         # The gradient of a factor of 1 at each channel.
-        self._squares += (read * (gradient @ self._module.weight)).sum(dim=0).reshape(-1, self._width).sum(dim=1) ** 2
+        self._squares += (read * (gradient @ matrix(self._module))).sum(dim=0).reshape(-1, self._width).sum(dim=1) ** 2
         self._held.append((read, gradient))
         self._texts += 1
         self._read, self.outputs = [], []
@@ -195,7 +195,7 @@ class Reader:
                              hint="are there infinite numbers in the checkpoint's weights?")
         # What does not change from token to token, the bias can stand in for.
         varying = self._inputs_gram - torch.outer(self._inputs_sum, self._inputs_sum) / self._tokens
-        return elimination(self._module.weight.detach().numpy().T, varying.numpy(), self._gradients_gram.numpy(), self._width)
+        return elimination(matrix(self._module).detach().numpy().T, varying.numpy(), self._gradients_gram.numpy(), self._width)
 
 
 def elimination(weights: np.ndarray, inputs: np.ndarray, gradients: np.ndarray, width: int) -> np.ndarray:
@@ -246,13 +246,14 @@ def elimination(weights: np.ndarray, inputs: np.ndarray, gradients: np.ndarray, 
 
 
 def magnitudes(model: PreTrainedModel, channels: Channels, width: int) -> list[np.ndarray]:
-    """Euclidean length of the weights that make and read each channel, or each `width` of them: float32 [channels / width] a place."""
+    """Euclidean length of the weights that make and read each channel, or each `width` of those read: float32 [channels / width] a place."""
     import torch
 
     found = []
     with torch.inference_mode():
         for place in channels.places(model):
-            squares = [(linear(place, name).weight ** 2).sum(dim=1) for name in channels.made_by]
-            squares.append((linear(place, channels.read_by).weight ** 2).sum(dim=0))
-            found.append(torch.stack(squares).sum(dim=0).reshape(-1, width).sum(dim=1).sqrt().numpy())
+            read = (matrix(linear(place, channels.read_by)) ** 2).sum(dim=0).reshape(-1, width).sum(dim=1)
+            made = [(matrix(linear(place, name)) ** 2).sum(dim=1).reshape(channels.stacks, len(read), -1).sum(dim=(0, 2))
+                    for name in channels.made_by]
+            found.append(torch.stack([*made, read]).sum(dim=0).sqrt().numpy())
     return found

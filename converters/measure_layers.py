@@ -50,13 +50,13 @@ class MeasureLayers(Step):
         context.report(None, "loading the model")
         model = load_model(checkpoint.path, checkpoint.spec.require_task())
         objective = Objective(checkpoint.spec, read_text(checkpoint.path))
-        batches = list(by_length(evenly(read_examples(checkpoint, inputs["training"].path), self.examples), BATCH))
+        batches = list(by_length(evenly(read_examples(checkpoint, inputs["training"].path), self.examples), objective.at_once(BATCH)))
         layers = Layers(model)
         kept = list(range(len(layers)))
         gone: list[int] = []
         distances: list[float] = []
         with torch.inference_mode():
-            wanted = [objective.run(model, batch)[0] for batch in batches]
+            wanted = [objective.kept(objective.run(model, batch)[0]) for batch in batches]
 
             rows = sum(len(answers) for answers in wanted)
 

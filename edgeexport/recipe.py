@@ -83,7 +83,7 @@ class DistillSection(Model):
     """Training towards the original's answers; weights of the parts of the loss, of which 0 leaves one out."""
 
     epochs: float = Field(4.0, gt=0, description="Passes over the training data.")
-    batch: int = Field(32, ge=1, description="Texts a step.")
+    batch: int = Field(32, ge=1, description="Texts a step; default for language models 8.")
     learning_rate: float = Field(3e-4, gt=0)
     patience: int = Field(4, ge=1, description="End after so many evaluations on the development data without progress.")
     seed: int = 0
@@ -92,7 +92,7 @@ class DistillSection(Model):
     answers: float | None = Field(None, ge=0, description="The answers: vectors, or distributions over classes; default 1, and 4 where each word "
                                                           "has one.")
     similarities: float | None = Field(None, ge=0, description="Similarities to other texts, for vectors; default 0.1 for them.")
-    hidden: float | None = Field(None, ge=0, description="Hidden states; default 1, and 0.2 where answers are vectors.")
+    hidden: float | None = Field(None, ge=0, description="Hidden states; default 1, 0.2 where answers are vectors, and 0 for language models.")
     hidden_after: tuple[float, ...] = Field((1.0,), min_length=1, description="After which shares of the layers hidden states are compared.")
     relations: float = Field(0.0, ge=0, description="Attention relations of the last layers.")
     labels: float | None = Field(None, ge=0, description="The labels of the training data; default 0.5 where there are some.")

@@ -8,16 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli import Cli
+from command_line import Cli
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_decoders import CONTEXT, write_decoder
 
 from edgeexport.errors import BundleError
 from edgeexport.harness import BundleModel
+from edgeexport.session import Bundle
 
 RECIPE = """schema = 1
 name = "tiny"
@@ -103,7 +105,7 @@ def test_a_published_task_runs_from_the_command_line(models: tuple[Path, Path], 
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "edgeexport.harness", "run", "--model", "edgeexport", "--model_args", f"bundle={models[1]},lane=onnx-generate",
-         "--tasks", "colours", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--bootstrap_iters", "0"],
+         "--tasks", "colours", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")],
         env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (tmp_path / "out").rglob("results_*.json")
@@ -112,6 +114,9 @@ def test_a_published_task_runs_from_the_command_line(models: tuple[Path, Path], 
     assert 0 <= found["results"]["colours"]["acc,none"] <= 1
 
 
-def test_a_bundle_of_another_task_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_no_bundle_and_what_answers_in_no_words_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BundleError):
         BundleModel(str(tmp_path))
+    monkeypatch.setattr(Bundle, "open", lambda *_, **__: SimpleNamespace(session=object()))
+    with pytest.raises(BundleError, match="no language model"):
+        BundleModel("a classifier")
