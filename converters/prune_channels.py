@@ -91,7 +91,7 @@ def set_widths(config: PretrainedConfig, neurons_key: str, widths: Mapping[str, 
         setattr(config, neurons_key, widths["neurons"])
 
 
-def choose(importance: Sequence[np.ndarray], orders: Sequence[np.ndarray], share: float, step: int, *, alike: bool) -> list[np.ndarray]:
+def choose(importance: Sequence[np.ndarray], orders: Sequence[np.ndarray], share: float, step: int, *, alike: bool = False) -> list[np.ndarray]:
     """Which channels of each place to keep: as many as are among the most important ones of all places together, those that would go last.
 
     Args:

@@ -289,3 +289,9 @@ def test_what_cannot_be_pruned_is_refused(zoo: Zoo) -> None:
     refused = measure().infer({"checkpoint": mpnet})
     assert isinstance(refused, Refusal) and "magnitude" in (refused.hint or "")
     assert not isinstance(measure().infer({"checkpoint": mpnet, "training": Spec(kind=Kind.DATASET)}), Refusal)
+
+
+def test_where_layers_must_be_alike_each_keeps_the_same_number() -> None:
+    importance = [np.arange(40.0), np.zeros(40)]
+    found = choose(importance, rising(importance), 0.6, 8, alike=True)
+    assert [kept.tolist() for kept in found] == [list(range(16, 40))] * 2

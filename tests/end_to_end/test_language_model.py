@@ -35,6 +35,19 @@ divergence = 0.5
 continuations = 0.3
 """
 
+ANIMALS = ("cat", "hen", "goose", "weasel", "donkey")
+SMALLER = """[data.evaluation]
+file = "evaluation.txt"
+[[data.training]]
+file = "training.txt"
+[compress.prune]
+layers = 1
+heads = 0.5
+neurons = 0.5
+[compress.distill]
+epochs = 1
+"""
+
 
 @pytest.fixture(scope="module")
 def chatter(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -208,3 +221,28 @@ def test_without_a_template_a_text_is_gone_on_with_and_nobody_chats(cli: Cli, tm
     chat = cli("chat", str(place))
     assert chat.code == 2 and "no chat template" in chat.err
     assert END not in cli("run", str(place), "Once upon a time", "--max-tokens", "40", "--temperature", "1", "--seed", "3").out
+
+
+def test_a_smaller_model_is_taught_and_judged_by_the_texts_of_the_recipe(
+        built: tuple[Cli, Ran, Path], new_cli: Callable[[], Cli], chatter: Path) -> None:
+    cli = new_cli()
+    for name, first in (("training", 0), ("evaluation", 500)):
+        sentences = (f"On day {number} the {ANIMALS[number % 5]} ate {number * 7} of the {ANIMALS[number % 3]}'s {number} cakes." for number
+                     in range(first, first + 40))
+        (cli.directory / f"{name}.txt").write_text("\n".join(sentences), encoding="utf-8")
+    (cli.directory / "edgeexport.toml").write_text(RECIPE.format(model=chatter) + SMALLER)
+    ran = cli("build", "--target", "linux-x86_64", "--json")
+    assert ran.code in {0, 1, 3}, ran.err
+    report = ran.json["bundles"][0]["report"]
+    lanes = {lane["lane"]: lane for lane in report["lanes"] if lane["variant"]}
+    assert set(lanes) == set(LANES)
+    whole = {lane["lane"]: lane for lane in json.loads((built[2] / "report.json").read_text())["lanes"] if lane["variant"]}
+    for name, lane in lanes.items():
+        checks = {check["name"]: check for check in lane["checks"]}
+        # Rounding is judged against the model that was made, and what was made against the original.
+        assert checks["perplexity to the original's (evaluation)"]["figure"]["value"] < 1.1
+        drop = checks["drop of log-likelihood per token"]["figure"]
+        assert drop["value"] > 0.05 and drop["n"] > 100
+        assert lane["size_bytes"] < 0.8 * whole[name]["size_bytes"]
+    page = (cli.directory / "bundles" / "tiny-chat-linux-x86_64" / "report.html").read_text(encoding="utf-8")
+    assert "log-likelihood per token" in page
