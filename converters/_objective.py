@@ -107,6 +107,10 @@ class Objective:
         """How many texts there are in a batch, where others have so many."""
         return min(texts, TEXTS_AT_ONCE) if self.task is Task.TEXT_GENERATION else texts
 
+    def enough(self, examples: int) -> int:
+        """How many texts measure what so many of other tasks do: of a language model's, each token is an example."""
+        return max(1, examples // 4) if self.task is Task.TEXT_GENERATION else examples
+
     def count(self, example: Example) -> int:
         """How many rows of answers an example has."""
         return len(self.positions(example)) if self.by_token else 1

@@ -43,7 +43,7 @@ class MeasureChannels(Step):
         method: ``gradient``: the mean square of what the loss would change, to first order, if the channel were taken out; the loss is that of the
             labels where there are any, and else of answers drawn from the model's own distribution, which makes it the Fisher information.
             ``magnitude``: the size of the channel's weights, which needs no data.
-        examples: on how many texts.
+        examples: on how many texts, where each is one example.
 
     Source: P. Molchanov and others, "Importance Estimation for Neural Network Pruning" (2019), method 1 (Taylor); P. Michel, O. Levy,
     G. Neubig, "Are Sixteen Heads Really Better than One?" (2019), section 4; for the order, see :func:`elimination`.
@@ -96,7 +96,7 @@ class MeasureChannels(Step):
 
         checkpoint = inputs["checkpoint"]
         objective = Objective(checkpoint.spec, read_text(checkpoint.path))
-        examples = evenly(read_examples(checkpoint, inputs["training"].path), self.examples)
+        examples = evenly(read_examples(checkpoint, inputs["training"].path), objective.enough(self.examples))
         model.requires_grad_(False)  # of the weights nobody asks
         generator = torch.Generator().manual_seed(context.seed)
         with ExitStack() as stack:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from edgeexport.artifact import Kind, Spec, Task
+from edgeexport.artifact import Kind, Spec
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES, Layers, no_description
@@ -26,7 +26,7 @@ class MeasureLayers(Step):
     """Take layers out greedily and measure how far the answers move.
 
     Attributes:
-        examples: on how many texts; of a language model a quarter of them, each of whose tokens is an example.
+        examples: on how many texts, where each is one example.
 
     Source: M. Minoux, "Accelerated greedy algorithms for maximizing submodular set functions" (1978), for what need not be measured again.
     """
@@ -55,8 +55,8 @@ class MeasureLayers(Step):
         context.report(None, "loading the model")
         model = load_model(checkpoint.path, checkpoint.spec.require_task())
         objective = Objective(checkpoint.spec, read_text(checkpoint.path))
-        count = self.examples // 4 if objective.task is Task.TEXT_GENERATION else self.examples
-        batches = list(by_length(evenly(read_examples(checkpoint, inputs["training"].path), count), objective.at_once(BATCH)))
+        examples = evenly(read_examples(checkpoint, inputs["training"].path), objective.enough(self.examples))
+        batches = list(by_length(examples, objective.at_once(BATCH)))
         layers = Layers(model)
         kept = list(range(len(layers)))
         gone: list[int] = []
