@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import math
+import os
+import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,35 @@ STEP = 256
 SHARED_WEIGHTS = ":memory"
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep off the terminal what LiteRT writes while it looks for accelerators: some thirty lines, of which no option is known to take any away.
+    Errors come as exceptions as well."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        silence()
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def silence() -> None:
+    """Send standard error nowhere: at the end of the process for good, as LiteRT announces the end of what all models shared."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def close(model: Any) -> None:
+    """Give back what a model holds."""
+    environment = model.environment
+    with quietly():
+        model.close()
+        environment.close()
+
+
 class TfliteDecoder:
     """A TFLite file with the signatures ``prefill_LENGTH`` and ``decode``; see the converter export_decoder_tflite.
 
@@ -35,9 +70,13 @@ class TfliteDecoder:
         """Load the model with a fixed number of threads."""
         from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
-        self._model = CompiledModel.from_file(str(path), options=Options(
-            hardware_accelerators=HardwareAccelerator.CPU,
-            cpu_options=CpuOptions(num_threads=threads, xnnpack_weight_cache_path=SHARED_WEIGHTS)))
+        options = Options(hardware_accelerators=HardwareAccelerator.CPU,
+                          cpu_options=CpuOptions(num_threads=threads, xnnpack_weight_cache_path=SHARED_WEIGHTS))
+        with quietly():
+            self._model = CompiledModel.from_file(str(path), options=options)
+        weakref.finalize(self, close, self._model)
+        atexit.unregister(silence)
+        atexit.register(silence)
         self._signatures: dict[str, Any] = self._model.get_signature_list()
         if DECODE not in self._signatures:
             raise BundleError(f"{path.name} is no language model.", why=f"it has no signature named {DECODE}")
@@ -84,9 +123,14 @@ class TfliteDecoder:
         self.position += len(ids)
 
     def _make_room(self, tokens: int) -> None:
-        """Buffers for so many tokens, with what was read already."""
+        """Make buffers longer where they are too short for so many tokens."""
         if tokens <= self.room:
             return
+        with quietly():
+            self._grow(tokens)
+
+    def _grow(self, tokens: int) -> None:
+        """Buffers for so many tokens, with what was read already."""
         kept = {name: self._kept(name) for name in self._caches}
         if self._is_elastic:
             self.room = min(STEP * math.ceil(tokens / STEP), self._held)
