@@ -33,11 +33,12 @@ LAYERS = (
     "step", "catalog", "records", "dataset", "probes", "resolve", "graph", "loading", "compression", "plan",
     "run_step", "schedule", "payload", "inspection", "runner",
     "verify", "report", "bundle", "distribute", "prepare", "evaluation", "repair", "candidates", "workbench", "tune",
-    "build", "verify_bundle", "cli", "__main__",
+    "build", "verify_bundle", "cli", "harness", "__main__",
 )
 # What a converter may import, besides its siblings. The two of SavedModel read what TensorFlow wrote, and that of GGUF what llama.cpp did, as
 # `checkpoint` does for Transformers.
-FOR_CONVERTERS = ("errors", "artifact", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model", "gguf_file")
+FOR_CONVERTERS = ("errors", "artifact", "architectures", "step", "target", "policy", "dataset", "session", "saved_model_signature", "saved_model",
+                  "gguf_file")
 
 
 def modules(folder: Path, package: str) -> dict[str, Path]:

@@ -50,7 +50,9 @@ def test_prompts_are_read_in_pieces_that_fit_twice_into_the_context(context: int
 
 
 @pytest.mark.parametrize(("recipe", "changes", "told"), [
-    ({"compress": {"prune": {"heads": 0.5}}}, {}, "not made smaller yet"),
+    ({"compress": {"vocabulary": {"size": 100}}}, {}, "what it answers with"),
+    ({"compress": {"embeddings": {"rank": 8}}}, {}, "what it answers with"),
+    ({"compress": {"prune": {"heads": 0.5}}}, {}, "needs training data"),
     ({"export": {"lengths": [16, 2048]}}, {}, "holds 1024 tokens"),
     ({}, {"onnx": GENERATE | {"precision": "dynamic-int8"}}, "quantized in blocks"),
     ({}, {"litert": GENERATE | {"precision": "static-int8"}}, "activations are not measured"),
