@@ -24,8 +24,7 @@ TEMPERATURE = 2.0
 # MultipleNegativesRankingLoss, scale 20.
 SIMILARITY_SCALE = 20.0
 # Of a language model's distribution a teacher keeps so many of the likeliest tokens, and how likely all others are together: a vocabulary's worth at
-# each token of a text is more than any disk holds. Source: A. Muralidharan and others, "Compact Language Models via Pruning and Knowledge
-# Distillation" (2024), section 4.2, where 100 are enough.
+# each token of a text is more than any disk holds.
 LIKELIEST = 64
 # Texts of a language model at once: each of their tokens has an answer as wide as the vocabulary.
 TEXTS_AT_ONCE = 4

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from edgeexport.architectures import DECODERS
 from edgeexport.artifact import Kind, Spec
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -50,8 +51,9 @@ class PruneChannels(Step):
         if architecture is None:
             return no_description(checkpoint)
         if self.heads < 1 and architecture.heads is None:
-            return Refusal(reason=f"the heads of {checkpoint.architecture} share a table of positions, or fill the width of its hidden states",
-                           hint="prune its neurons and layers")
+            why = ("are as many as its configuration makes of the hidden states, or lie in one matrix" if checkpoint.architecture in DECODERS
+                   else "share a table of positions")
+            return Refusal(reason=f"the heads of {checkpoint.architecture} {why}", hint="prune its neurons and layers")
         return checkpoint
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:

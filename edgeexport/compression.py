@@ -17,8 +17,7 @@ from edgeexport.text_settings import VECTOR_TASKS
 SIMILARITIES = 0.1
 HIDDEN_OF_VECTORS = 0.2
 LABELS = 0.5
-# What a language model hands on inside need not be the original's, and each token of a text is an example. Source for the answers alone:
-# A. Muralidharan and others, "Compact Language Models via Pruning and Knowledge Distillation" (2024), section 4.3.
+# What a language model hands on inside need not be the original's, and each token of a text is an example.
 HIDDEN_OF_TOKENS = 0.0
 BATCH_OF_TOKENS = 8
 # Most words are in no entity, and soon answered as the original answers them: a mean over all words is small. Measured on an NER model after

@@ -31,8 +31,13 @@ SHARED_WEIGHTS = ":memory"
 def quietly() -> Iterator[None]:
     """Keep off the terminal what LiteRT writes while it looks for accelerators: some thirty lines, of which no option is known to take any away.
     Errors come as exceptions as well."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
+    try:
+        terminal = os.dup(2)
+    except OSError:  # a service may have none
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
     try:
         silence()
         yield

@@ -140,6 +140,17 @@ def test_without_a_layer_it_is_the_model_that_skips_it(zoo: Zoo, family: str) ->
     assert np.abs(logits(small) - expected).max() < 1e-4 * expected.std()
 
 
+def test_windows_stay_with_the_layers_that_have_them(zoo: Zoo) -> None:
+    source, path = checkpoint(zoo, "gemma2"), zoo.place("order")
+    (path / "layers.json").write_text(json.dumps({"order": [1, 0, 2]}))  # between two layers with a window
+    dropped = zoo.run(find_step("drop_layers")(layers=2), {"checkpoint": source, "order": View(path, Spec(kind=Kind.EVIDENCE))})
+    ids = np.random.default_rng(0).integers(3, 400, 100)
+    with torch.inference_mode():
+        expected = original(dropped.path)(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
+    exported = zoo.run(find_step("export_decoder_onnx")(), {"checkpoint": dropped})
+    assert np.abs(decoder(exported).read(ids) - expected[-1]).max() < 1e-4 * expected.std()
+
+
 def test_importance_is_the_gradient_of_what_the_model_says_of_the_next_tokens(zoo: Zoo) -> None:
     source = checkpoint(zoo, "llama")
     data = texts(zoo, 1)
