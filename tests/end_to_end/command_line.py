@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 # Of a tiny classifier, to be filled in with its directory and added to.
+TINY_DECODER_RECIPE = """schema = 1
+name = "tiny-chat"
+[model]
+source = "{model}"
+[export]
+lengths = [16]
+"""
 TINY_RECIPE = """schema = 1
 name = "tiny"
 [model]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import Cli
+from command_line import TINY_DECODER_RECIPE, Cli
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_decoders import CONTEXT, write_decoder
@@ -21,13 +21,7 @@ from edgeexport.errors import BundleError
 from edgeexport.harness import BundleModel
 from edgeexport.session import Bundle
 
-RECIPE = """schema = 1
-name = "tiny"
-[model]
-source = "{model}"
-[export]
-lengths = [16]
-[precision.onnx]
+RECIPE = TINY_DECODER_RECIPE + """[precision.onnx]
 preset = "float32"
 """
 TASK = """task: colours
@@ -54,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, new_cli: Callable[[], Cli])
     (cli.directory / "edgeexport.toml").write_text(RECIPE.format(model=checkpoint))
     ran = cli("build", "--target", "linux-x86_64")
     assert ran.code in {0, 1, 3}, ran.err
-    return checkpoint, cli.directory / "bundles" / "tiny-linux-x86_64"
+    return checkpoint, cli.directory / "bundles" / "tiny-chat-linux-x86_64"
 
 
 @pytest.fixture(scope="module")

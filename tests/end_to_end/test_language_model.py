@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Cli, Ran
+from command_line import TINY_DECODER_RECIPE, Cli, Ran
 from tiny_decoders import CONTEXT, END, START, write_decoder
 
 from edgeexport.bundle import read_manifest
@@ -20,13 +20,7 @@ from edgeexport.session.evidence import Answers
 
 LANES = ("litert-generate", "onnx-generate", "genai-generate")
 # A model of random weights is surprised by everything, and by a little more or less when it is rounded.
-RECIPE = """schema = 1
-name = "tiny-chat"
-[model]
-source = "{model}"
-[export]
-lengths = [16]
-[budget]
+RECIPE = TINY_DECODER_RECIPE + """[budget]
 size_ratio_max = 0.6
 [parity]
 perplexity_ratio = 1.5
