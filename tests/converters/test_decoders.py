@@ -24,6 +24,7 @@ from edgeexport.session.generation import Decoder, read_generation_spec
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
 from edgeexport.step import View
+from edgeexport.text_settings import DEFAULT_CONTEXT
 
 # Short pieces and long ones, single tokens between them, and past the sliding window of those that have one, to the end of the context.
 READS = (1, 17, 1, 1, 40, 3, 1, 30, 1, 1, 20, 1, 11)
@@ -108,7 +109,8 @@ def test_what_comes_next_is_what_the_original_says(families: Families, monkeypat
     assert np.abs(found.read(ids[20:60]) - expected[59]).max() < 1e-4 * expected.std()
 
 
-@pytest.mark.parametrize(("family", "room"), [("llama", 24), ("bloom", CONTEXT)])
+# What nothing limits has the context that a build gives it.
+@pytest.mark.parametrize(("family", "room"), [("llama", 24), ("bloom", DEFAULT_CONTEXT)])
 def test_attention_goes_over_short_buffers_where_nothing_counts_how_far_back_it_looks(
         families: Families, monkeypatch: pytest.MonkeyPatch, family: str, room: int) -> None:
     monkeypatch.setattr(run_tflite_decoder, "STEP", 24)

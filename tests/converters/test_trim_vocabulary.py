@@ -532,7 +532,7 @@ def test_a_trimmed_model_is_exported_and_answers(zoo: Zoo) -> None:
 
 @pytest.mark.parametrize(("spec", "told"), [
     (Spec(kind=Kind.SAVED_MODEL, architecture="bert", facts={"vocabulary": 1000}), "a saved-model cannot be trimmed"),
-    (Spec(kind=Kind.CHECKPOINT, architecture="gpt2", facts={"vocabulary": 1000}), "'gpt2' keeps its vocabulary is not known"),
+    (Spec(kind=Kind.CHECKPOINT, architecture="t5", facts={"vocabulary": 1000}), "'t5' keeps its vocabulary is not known"),
     (Spec(kind=Kind.CHECKPOINT, architecture="bert", facts={"vocabulary": 300}), "has 300 tokens only")])
 def test_refused_before_any_work(spec: Spec, told: str) -> None:
     found = find_step("trim_vocabulary")(size=300).infer({"checkpoint": spec})
