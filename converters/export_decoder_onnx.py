@@ -6,7 +6,9 @@ attention (:mod:`._onnx_cache`).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -101,17 +103,18 @@ def build_graph(checkpoint: Path, out: Path, context: Context) -> None:
     """Run the builder in a process of its own: it is a script, with modules that are found by their place.
 
     Raises:
-        StepFailed: it failed; with its last words.
+        OSError: the disk is full.
+        StepFailed: it failed otherwise; with its last words.
     """
-    words = context.scratch / "builder.txt"
-    with words.open("wb") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out), "-p", "fp32", "-e", "cpu",
-             "-c", str(context.scratch / "cache"), "--extra_options", "prune_lm_head=true", "windowed_kv_cache=false", "hf_remote=false"],
-            stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+    # What it says does not go into a file: on a full disk that would end before the reason.
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out), "-p", "fp32", "-e", "cpu",
+         "-c", str(context.scratch / "cache"), "--extra_options", "prune_lm_head=true", "windowed_kv_cache=false", "hf_remote=false"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False, encoding="utf-8", errors="replace")
     if done.returncode:
-        lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise StepFailed("onnxruntime-genai's builder failed.", why=" / ".join(lines[-2:]) or None)
+        if os.strerror(errno.ENOSPC) in done.stdout:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise StepFailed("onnxruntime-genai's builder failed.", why=" / ".join(done.stdout.strip().splitlines()[-2:]) or None)
 
 
 def tidy(built: Path, out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
