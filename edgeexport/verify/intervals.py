@@ -72,15 +72,21 @@ def unseen(exceptions: np.ndarray, clusters: Sequence[object]) -> float:
     """The share of exceptions that stays possible where hardly any was seen; 0 where there are enough for a bootstrap to tell.
 
     Resampling examples of which none is an exception gives an interval of no width, be they five or five thousand. So where fewer than
-    `FEW` clusters hold one, an interval that is to prove that there are few reaches as far as the exact one of that many of the clusters.
+    `FEW` clusters hold one, an interval that is to prove that there are few reaches as far as the exact one of clusters, of which each counts by its
+    share of exceptions. (Of all shares with the same mean, none and all vary most, which the exact interval is of.)
 
     Args:
         exceptions: whether each example is one, bool [n].
         clusters: the cluster of each example.
     """
-    names = np.array([str(cluster) for cluster in clusters])
-    seen = len(set(names[exceptions]))
-    return proportion(seen, len(set(names))).high if seen < FEW else 0.0
+    from scipy.special import betaincinv
+
+    _, member = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)
+    shares = np.bincount(member, exceptions) / np.bincount(member)
+    if np.count_nonzero(shares) >= FEW:
+        return 0.0
+    seen = float(shares.sum())
+    return float(betaincinv(seen + 1, len(shares) - seen, 1 - TAIL)) if seen < len(shares) else 1.0
 
 
 def enough(share: float) -> int:

@@ -53,8 +53,19 @@ def test_where_several_clusters_hold_exceptions_the_bootstrap_tells() -> None:
     exceptions = none(100)
     exceptions[:20] = True
     assert unseen(exceptions, range(100)) == 0.0
-    assert unseen(exceptions, [i // 20 for i in range(100)]) == proportion(1, 5).high  # all twenty are in one cluster
+    assert unseen(exceptions, [i // 20 for i in range(100)]) == pytest.approx(proportion(1, 5).high)  # all twenty are in one cluster
     assert unseen(exceptions, [i // 4 for i in range(100)]) == 0.0  # they are in five
+
+
+def test_a_cluster_counts_by_its_share_of_exceptions() -> None:
+    exceptions = none(1200)
+    clusters = [i // 12 for i in range(1200)]
+    assert unseen(exceptions, clusters) == pytest.approx(proportion(0, 100).high)
+    exceptions[5] = True
+    one_of_twelve = unseen(exceptions, clusters)
+    assert scipy.stats.beta.cdf(one_of_twelve, 1 + 1 / 12, 100 - 1 / 12) == pytest.approx(1 - TAIL)
+    exceptions[:12] = True
+    assert proportion(0, 100).high < one_of_twelve < unseen(exceptions, clusters) == pytest.approx(proportion(1, 100).high)
 
 
 @pytest.mark.parametrize("seen", range(FEW))
