@@ -34,7 +34,7 @@ WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (
 
 
 def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] | None = None,
-            dynamic: Mapping[str, int] | None = None) -> memoryview:
+            dynamic: Mapping[str, int] | None = None, *, fixed: bool = False) -> memoryview:
     """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
 
     Holds the weights once besides `data`: nothing else that large may be copied, or it would be the peak of the step's memory.
@@ -43,6 +43,7 @@ def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] |
         data: the file's content.
         modules: the exported module's parts, from :func:`module_paths`; tensors are named by them.
         dynamic: how names of the signatures' inputs and outputs begin → the axis of such a tensor that a runtime may make shorter or longer.
+        fixed: no axis is any more.
 
     Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters, Tensor.shape_signature); FlatBuffers' internals, "offsets may be shared".
     """
@@ -62,6 +63,8 @@ def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] |
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             tensor.buffer = first[tensor.buffer]
+            if fixed:
+                tensor.shapeSignature = None
             if tensor.quantization is not None:
                 tensor.quantization = _SharedQuantization(tensor.quantization, written)
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or []}

@@ -12,7 +12,7 @@ from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.dataset import ROWS_FILE, Row, read_rows
 from edgeexport.errors import DataError
 from edgeexport.session.evidence import Answers
-from edgeexport.session.scoring import CONTINUED, Expectation, add_expectation, expectation, scored
+from edgeexport.session.scoring import CONTINUED, NOTHING, Expectation, add_expectation, expectation, scored
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import load_model, read_text
@@ -73,7 +73,7 @@ class Original:
         whole, continued = self.encode(row)
         ids = whole[:self.context]
         said = self.continue_text(ids) if continued else self.read_text(ids)
-        add_expectation(found, ids, said, len(whole) > self.context, continued=continued)
+        add_expectation(found, ids, said or NOTHING, len(whole) > self.context, continued=continued)
 
     def encode(self, row: Row) -> tuple[np.ndarray, bool]:
         """The tokens of a row, int64 [length], and whether it is to be continued."""

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     DATASET = "dataset"
     ONNX = "onnx"
     TFLITE = "tflite"
+    LITERTLM = "litertlm"
     PAYLOAD = "payload"
     EVIDENCE = "evidence"
 

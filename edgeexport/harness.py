@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from edgeexport.errors import BundleError
 from edgeexport.session.bundle import Bundle
-from edgeexport.session.language_model import LanguageModel
+from edgeexport.session.decoder_model import DecoderModel
+from edgeexport.session.language_model import Prompt
 from edgeexport.session.sampling import Sampling
 
 # Of an answer, where a task does not say how long it may be. Source: the harness's own model of Transformers (lm_eval/models/huggingface.py).
@@ -45,9 +46,12 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         """
         super().__init__()
         self._bundle = Bundle.open(bundle, lane=lane, threads=int(threads))
-        if not isinstance(self._bundle.session, LanguageModel):
+        if self._bundle.payload.generation is None:
             raise BundleError(f"{bundle} is no language model.", why="the harness asks for the probabilities of texts, and for answers",
                               hint="its own report has the metric of its task")
+        if not isinstance(self._bundle.session, DecoderModel):
+            raise BundleError(f"The lane {self._bundle.lane} cannot be asked by the harness.",
+                              why="its runtime does not tell which token it holds for the likeliest", hint="take another lane: lane=NAME")
         self._model = self._bundle.session
         self._name = f"{bundle}@{self._bundle.lane}"
 
@@ -139,7 +143,7 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         sampling = Sampling(temperature=float(wishes.get("temperature", 1.0)), top_k=int(wishes.get("top_k", 0)),
                             top_p=float(wishes.get("top_p", 1.0)), seed=0) if drawn else Sampling()
         ids = np.asarray(self.tok_encode(prompt)[-(self._model.decoder.context - tokens):], np.int64)
-        return "".join(piece.text for piece in self._model.generate(ids, sampling, tokens, stops))
+        return "".join(piece.text for piece in self._model.generate(Prompt(prompt, ids), sampling, tokens, stops))
 
 
 if __name__ == "__main__":

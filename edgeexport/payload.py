@@ -25,7 +25,7 @@ class AssemblePayload(Step):
 
     name: ClassVar[str] = "assemble_payload"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {
-        "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}), "model": frozenset({Kind.ONNX, Kind.TFLITE})}
+        "checkpoint": frozenset({Kind.CHECKPOINT, Kind.SAVED_MODEL}), "model": frozenset({Kind.ONNX, Kind.TFLITE, Kind.LITERTLM})}
     heavy: ClassVar[bool] = False
     seconds_guess: ClassVar[float] = 0.2
 

@@ -16,7 +16,7 @@ from edgeexport.policy import Policy
 from edgeexport.resolve import Resolved
 from edgeexport.source import Leaf
 from edgeexport.step import Refusal
-from edgeexport.target import Lane, Target
+from edgeexport.target import PACKED, Lane, Target
 
 SHORTEST_LENGTH = 16
 # Of a language model, the pieces in which prompts are read: a short one for what a user says next, and a long one.
@@ -220,7 +220,7 @@ def _require_fit(resolved: Resolved, targets: Sequence[Target]) -> None:
 
 
 def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, checkpoint: str, original: str, host: Host) -> LanePlan:
-    if lane.format not in way_of(resolved.spec).export:
+    if lane.model_format not in way_of(resolved.spec).export:
         return LanePlan(target, lane, refusal=Refusal(reason=f"there is no way from a {resolved.spec.kind} to {lane.format}"), served=False)
     precision, policy = resolved.recipe.policy(lane)
     exported = _export(graph, resolved, lane, checkpoint, policy)
@@ -229,6 +229,9 @@ def _plan_lane(graph: Graph, resolved: Resolved, target: Target, lane: Lane, che
     model = _quantize(graph, resolved, lane, checkpoint, exported, policy, precision)
     if isinstance(model, Refusal):
         return LanePlan(target, lane, refusal=model)
+    if lane.format in PACKED:
+        pack = f"pack_{lane.format}"
+        model = graph.must(f"{pack}[{precision}]", make_step(pack), {"checkpoint": checkpoint, "model": model})
     variant = f"{lane.format}-{precision}"
     payload = graph.must(f"assemble_payload[{variant}]", make_step("assemble_payload", variant=variant),
                          {"checkpoint": checkpoint, "model": model})
@@ -256,9 +259,9 @@ def _float_payload(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str
 
 def _export(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, policy: Policy) -> str | Refusal:
     """The node that makes a lane's model in float32."""
-    export = way_of(resolved.spec).export[lane.format]
+    export = way_of(resolved.spec).export[lane.model_format]
     options: dict[str, Any] = {"lengths": buckets(resolved)}
-    if lane.format == "onnx":
+    if lane.model_format == "onnx":
         options = {"opset": resolved.recipe.export.opset} if resolved.spec.task is not Task.TEXT_GENERATION else {}
     inputs = {"checkpoint": checkpoint}
     if resolved.spec.task is Task.TEXT_GENERATION and policy.needs_calibration:
@@ -281,8 +284,8 @@ def _quantize(graph: Graph, resolved: Resolved, lane: Lane, checkpoint: str, exp
         if "calibration" not in resolved.datasets:
             return Refusal(reason=f"{precision} needs texts to measure activation ranges on",
                            hint="add [data.calibration] to the recipe, or choose a dynamic precision")
-        inputs["ranges"] = plan_ranges(graph, exported, checkpoint, policy, lane.format)
-    name = f"quantize_{lane.format}"
+        inputs["ranges"] = plan_ranges(graph, exported, checkpoint, policy, lane.model_format)
+    name = f"quantize_{lane.model_format}"
     return graph.add(f"{name}[{precision}]", make_step(name, precision=precision, policy=policy), inputs)
 
 

@@ -183,8 +183,12 @@ class Recipe(Model):
                 raise ValueError(f"export.lengths ends at {lengths[-1]}, but model.max_length is {longest}")
         return self
 
+    def precision_of(self, lane: Lane) -> Precision:
+        """What the recipe says of a lane, else of the form of its model, else what the lane itself says."""
+        return self.precision.lanes.get(lane.name) or getattr(self.precision, lane.model_format) or Precision(preset=lane.precision)
+
     def policy(self, lane: Lane) -> tuple[str, Policy]:
-        """Name and value of the policy for a lane: the recipe's for the lane, else for its format, else the lane's own.
+        """Name and value of the policy for a lane, by :meth:`precision_of`.
 
         The name is the preset's; with overrides, a digest of the policy is appended, so that different variants have different names.
 
@@ -192,8 +196,8 @@ class Recipe(Model):
             UnknownName: no such preset.
             RecipeError: an option that the preset has no use for.
         """
-        chosen = self.precision.lanes.get(lane.name) or getattr(self.precision, lane.format) or Precision(preset=lane.precision)
-        policy = preset(lane.format, chosen.preset)
+        chosen = self.precision_of(lane)
+        policy = preset(lane.model_format, chosen.preset)
         if chosen.overrides or (chosen.ranges, chosen.smoothing) != (policy.ranges, policy.smoothing):
             policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges, smoothing=chosen.smoothing)
             if policy.smoothing and not policy.needs_calibration:

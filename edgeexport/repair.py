@@ -18,7 +18,7 @@ from edgeexport.graph import Graph
 from edgeexport.plan import LanePlan, Plan, make_plan, plan_ranges
 from edgeexport.policy import Override, Policy, Scheme
 from edgeexport.prepare import Prepared
-from edgeexport.recipe import Precision, Recipe
+from edgeexport.recipe import Recipe
 from edgeexport.schedule import Event, Limits, Scheduler
 from edgeexport.session.evidence import Answers
 from edgeexport.store import Entry
@@ -61,7 +61,7 @@ class Repairer:
         graph = Graph(dict(self.prepared.plan.leaves), dict(self.prepared.plan.nodes))
         inputs = {"model": str(plan.exported), "checkpoint": self.prepared.plan.checkpoint, "calibration": "@calibration"}
         if policy.needs_calibration:
-            inputs["ranges"] = plan_ranges(graph, inputs["model"], inputs["checkpoint"], policy, plan.lane.format)
+            inputs["ranges"] = plan_ranges(graph, inputs["model"], inputs["checkpoint"], policy, plan.lane.model_format)
         node = graph.must(f"measure_sensitivity[{plan.variant}]", make_step("measure_sensitivity", policy=policy), inputs)
         entry = self._run(replace(self.prepared.plan, nodes=graph.nodes), [node])[node]
         blob = entry.artifact.tree[SENSITIVITY_FILE]
@@ -96,7 +96,7 @@ class Repairer:
     def _recipe(self, plan: LanePlan, promoted: Sequence[Override]) -> Recipe:
         """The recipe with more overrides for a lane."""
         recipe = self.prepared.resolved.recipe
-        chosen = recipe.precision.lanes.get(plan.lane.name) or getattr(recipe.precision, plan.lane.format) or Precision(preset=plan.lane.precision)
+        chosen = recipe.precision_of(plan.lane)
         changed = chosen.model_copy(update={"overrides": chosen.overrides + tuple(promoted)})
         lanes = recipe.precision.lanes | {plan.lane.name: changed}
         return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lanes": lanes})})

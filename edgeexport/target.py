@@ -15,7 +15,9 @@ from edgeexport.errors import TargetError, UnknownName
 from edgeexport.policy import PRESETS
 from edgeexport.toml_file import read_toml
 
-Format = Literal["onnx", "tflite"]
+Format = Literal["onnx", "tflite", "litertlm"]
+# What is packed into another file → the form of the model in it.
+PACKED = {"litertlm": "tflite"}
 Isa = Literal["x86_64", "aarch64", "armv7l"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
@@ -55,13 +57,18 @@ class Lane(Model):
     tasks: tuple[Task, ...] = tuple(task for task in Task if task is not Task.TEXT_GENERATION)
     note: str | None = None
 
+    @property
+    def model_format(self) -> str:
+        """The form of the model itself, which is exported and quantized."""
+        return PACKED.get(self.format, self.format)
+
     @model_validator(mode="after")
     def _names_exist(self) -> Lane:
         if self.name == "reference":
             raise ValueError("a lane can't be called 'reference': its evidence would take the place of the original's")
-        if self.precision not in PRESETS[self.format]:
+        if self.precision not in PRESETS[self.model_format]:
             raise ValueError(f"lane '{self.name}': {self.format} has no precision '{self.precision}'; "
-                             f"known: {', '.join(sorted(PRESETS[self.format]))}")
+                             f"known: {', '.join(sorted(PRESETS[self.model_format]))}")
         return self
 
     @model_validator(mode="after")

@@ -144,7 +144,7 @@ class Search:
         lanes = [lane for target in self.bench.prepared.targets for lane in target.lanes]
         choices: list[dict[str, str]] = [{}]
         for name in self.presets:
-            choice = {lane.name: name for lane in lanes if name in PRESETS[lane.format] and name != lane.precision}
+            choice = {lane.name: name for lane in lanes if name in PRESETS[lane.model_format] and name != lane.precision}
             if choice:
                 choices.append(choice)
             else:

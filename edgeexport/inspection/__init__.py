@@ -11,12 +11,14 @@ __all__ = ["ModelReport", "inspect_file"]
 
 # Source: FlatBuffers' internals, "File identification"; TFLite's schema.fbs, file_identifier.
 TFLITE_MAGIC = b"TFL3"
+# Source: litert-lm-builder's litertlm_core, HEADER_MAGIC_BYTES.
+LITERTLM_MAGIC = b"LITERTLM"
 # An ONNX file starts with ModelProto's field 1, ir_version, a varint. Source: onnx.proto; Protocol Buffers' encoding.
 ONNX_FIRST_BYTE = b"\x08"
 
 
 def inspect_file(path: str | Path) -> ModelReport:
-    """What is in an ONNX or TFLite file; its content decides which it is, and where it does not tell, its suffix.
+    """What is in an ONNX, TFLite or LiteRT-LM file; its content decides which it is, and where it does not tell, its suffix.
 
     Raises:
         ModelFileError: there is no such file, or it is damaged or of another form.
@@ -32,6 +34,10 @@ def inspect_file(path: str | Path) -> ModelReport:
         from edgeexport.inspection.tflite_file import inspect_tflite
 
         return inspect_tflite(path)
+    if start == LITERTLM_MAGIC:
+        from edgeexport.inspection.litertlm_file import inspect_litertlm
+
+        return inspect_litertlm(path)
     if path.suffix == ".tflite":
         raise ModelFileError(f"{path} is not a TFLite file.", why=f"bytes 4 to 8 should be {TFLITE_MAGIC!r}, and are {start[4:8]!r}",
                              hint="the file may be damaged, or only a pointer to it; build or download it again")
@@ -39,4 +45,5 @@ def inspect_file(path: str | Path) -> ModelReport:
         from edgeexport.inspection.onnx_file import inspect_onnx
 
         return inspect_onnx(path)
-    raise ModelFileError(f"{path} is neither an ONNX nor a TFLite file.", hint="give a file that ends in .onnx or .tflite")
+    raise ModelFileError(f"{path} is neither an ONNX, a TFLite nor a LiteRT-LM file.",
+                         hint="give a file that ends in .onnx, .tflite or .litertlm")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.inspection import inspect_file, onnx_file, tflite_file
+from edgeexport.inspection import inspect_file, litertlm_file, onnx_file, tflite_file
 from edgeexport.session.payload import PAYLOAD_FILE
 from edgeexport.step import Context, Refusal, Step, View
 
 # Named here so that their code is part of the key.
-READERS = (onnx_file, tflite_file)
+READERS = (onnx_file, tflite_file, litertlm_file)
 
 INSPECTION_FILE = "inspection.json"
 
@@ -23,7 +23,7 @@ class InspectModel(Step):
 
     name: ClassVar[str] = "inspect_model"
     consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"payload": frozenset({Kind.PAYLOAD})}
-    backends: ClassVar[tuple[str, ...]] = ("onnx", "ai-edge-litert")
+    backends: ClassVar[tuple[str, ...]] = ("onnx", "ai-edge-litert", "litert-lm-builder")
     seconds_guess: ClassVar[float] = 1.0
 
     variant: str

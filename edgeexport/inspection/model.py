@@ -119,7 +119,7 @@ class ModelReport(Model):
 
     Attributes:
         file: its name.
-        format: onnx or tflite.
+        format: onnx, tflite or litertlm.
         bytes: of the file and of the files of external data that belong to it.
         external_bytes: of the latter.
         ir_version: of ONNX's container format.

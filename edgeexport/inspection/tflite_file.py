@@ -65,12 +65,25 @@ def inspect_tflite(path: Path) -> ModelReport:
         MissingExtra: ai-edge-litert is not installed.
     """
     try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return read_tflite(path, data)
+    except ValueError as exc:  # an empty file can't be mapped
+        raise ModelFileError(f"The TFLite file {path} is damaged.", why=str(exc), hint="build or download it again") from exc
+
+
+def read_tflite(path: Path, data: Any) -> ModelReport:
+    """What is in the content of a TFLite file, bytes; `path` is where it lies.
+
+    Raises:
+        ModelFileError: it is damaged.
+        MissingExtra: ai-edge-litert is not installed.
+    """
+    try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as exc:
         raise MissingExtra.reader("TFLite", "ai-edge-litert") from exc
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path.name, data, schema).report()
+        return _Reader(path.name, data, schema).report()
     except (struct.error, LookupError, ValueError, TypeError, OverflowError, AttributeError) as exc:
         # The accessors check nothing: a wrong offset ends in any of these.
         raise ModelFileError(f"The TFLite file {path} is damaged.", why=str(exc) or type(exc).__name__,

@@ -28,7 +28,8 @@ from edgeexport.session.evidence import Answers, read_json_lines
 from edgeexport.session.generation_jobs import generation_speed, score_rows, talk
 from edgeexport.session.job import peak_rss_mb, report
 from edgeexport.session.language_model import LanguageModel
-from edgeexport.session.payload import GENERATION, Payload, Session, TruncationWarning
+from edgeexport.session.opening import open_session
+from edgeexport.session.payload import Payload, Session, TruncationWarning
 
 
 def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Answers:
@@ -49,7 +50,7 @@ def answer_rows(session: Session, rows: list[dict[str, Any]], label: str) -> Ans
 
 def measure_answers(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Answer every data set of the job; one .npz file each."""
-    session = open_session(job)
+    session = open_job(job)
     for name, path in job["datasets"].items():
         rows = read_json_lines(Path(path))
         found = score_rows(session, rows, name) if isinstance(session, LanguageModel) else answer_rows(session, rows, name)
@@ -64,7 +65,7 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     all; and through the original too, where the job has one to compare with, which is loaded when the memory has been read.
     """
     started = time.perf_counter()
-    session = open_session(job)
+    session = open_job(job)
     load_seconds = time.perf_counter() - started
     if isinstance(session, LanguageModel):
         found = generation_speed(session, job["rounds"])
@@ -73,7 +74,7 @@ def measure_speed(job: dict[str, Any], out: Path) -> dict[str, Any]:
     feeds = {"latency_ms": warmed(session, job["lengths"])}
     memory = peak_rss_mb()
     if "original" in job:
-        other = open_session(job | job["original"])
+        other = open_job(job | job["original"])
         assert isinstance(other, Session)
         sessions["original_latency_ms"] = other
         feeds["original_latency_ms"] = warmed(other, job["lengths"])
@@ -115,16 +116,17 @@ def full_texts(session: Session, lengths: Sequence[int]) -> dict[int, dict[str, 
 
 def answer_texts(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """The answers to the job's texts, as an app gets them."""
-    session = open_session(job)
+    session = open_job(job)
     assert isinstance(session, Session)
     return {"results": run_texts(session, job["texts"], job["pair"])}
 
 
 def answer_requests(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Answer what a language model is asked on standard input."""
-    payload = Payload(Path(job["payload"]))
-    payload.require_generation()
-    talk(LanguageModel(payload, job["variant"], job["runtime"], job["threads"]))
+    Payload(Path(job["payload"])).require_generation()
+    model = open_job(job)
+    assert isinstance(model, LanguageModel)
+    talk(model)
     return {}
 
 
@@ -140,10 +142,9 @@ def run_texts(session: Session, texts: list[str], pair: str | None) -> list[dict
     return results
 
 
-def open_session(job: dict[str, Any]) -> Session | LanguageModel:
+def open_job(job: dict[str, Any]) -> Session | LanguageModel:
     """The session that a job asks for."""
-    payload = Payload(Path(job["payload"]))
-    return (LanguageModel if payload.head.task == GENERATION else Session)(payload, job["variant"], job["runtime"], job["threads"])
+    return open_session(Payload(Path(job["payload"])), job["variant"], job["runtime"], job["threads"])
 
 
 JOBS = {"answers": measure_answers, "speed": measure_speed, "texts": answer_texts, "talk": answer_requests}

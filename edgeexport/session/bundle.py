@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeexport.errors import BundleError, DataError, RuntimeUnavailable, UnknownName
 from edgeexport.session.language_model import LanguageModel
+from edgeexport.session.opening import open_session
 from edgeexport.session.payload import RUNTIMES, Payload, Session
 from edgeexport.session.sampling import Sampling
 
@@ -88,8 +89,7 @@ class Bundle:
     def session(self) -> Session | LanguageModel:
         """The loaded lane."""
         entry = self.lanes[self.lane]
-        kind = Session if self.payload.generation is None else LanguageModel
-        return kind(self.payload, entry["variant"], entry["runtime"], self._threads)
+        return open_session(self.payload, entry["variant"], entry["runtime"], self._threads)
 
     def run(self, text: str, pair: str | None = None, *, role: str | None = None) -> Any:
         """The answer to a text, in the form of Transformers' pipelines; for an embedder, the vector as float32 [hidden]; for a language model,
@@ -123,7 +123,7 @@ class Bundle:
         session = self.session
         if not isinstance(session, LanguageModel):
             raise DataError(f"This is a model for {self.payload.head.task}, and generates no text.", hint="use run")
-        pieces = session.generate(session.encode_request(request), Sampling(**sampling), tokens, [stop] if isinstance(stop, str) else stop)
+        pieces = session.generate(session.prompt(request), Sampling(**sampling), tokens, [stop] if isinstance(stop, str) else stop)
         return (piece.text for piece in pieces if piece.text)
 
     def run_all(self, texts: Sequence[str]) -> list[Any]:

@@ -160,7 +160,7 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
         NoRoom: the prompt leaves no room in the context.
     """
     require_room(len(prompt), reader.context)
-    sampler, stream = Sampler(sampling), TextStream(tokenizer, limits.stop_strings, prompt)
+    sampler, stream = Sampler(sampling), TextStream(tokenizer, UntilStop(limits.stop_strings), prompt)
     room = reader.context - len(prompt)
     read = list(prompt)
     logits = reader.read_prompt(prompt)
@@ -172,7 +172,7 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
             break
         read.append(token)
         yield Piece(stream.add(token), len(read) - len(prompt))
-        if stream.stopped:
+        if stream.until.stopped:
             return
     yield Piece(stream.end(), len(read) - len(prompt))
 
@@ -191,36 +191,21 @@ def require_room(tokens: int, context: int) -> None:
 
 
 @dataclass
-class TextStream:
-    """Tokens as they come, and the text that is certain so far.
-
-    A character may need several tokens, and what looks like the beginning of a stop string may be one: both wait for the next token. A token's text
-    may depend on the one before (some tokenizers leave out the space that a text begins with), so each is decoded together with what was before it.
+class UntilStop:
+    """Text as it comes, up to a stop string. What looks like the beginning of one waits for more.
 
     Attributes:
-        tokenizer: the tokenizer.
         stop_strings: what ends the text.
-        before: the tokens that come before the text; the last is enough.
-        stopped: whether a stop string was met.
+        stopped: whether one of them was met.
     """
 
-    tokenizer: Tokenizer
     stop_strings: tuple[str, ...] = ()
-    before: Sequence[int] = ()
     stopped: bool = False
     _held: str = field(default="", init=False)
 
-    def __post_init__(self) -> None:
-        """Begin a text."""
-        self._known, self._new = list(self.before[-1:]), []  # type: ignore[var-annotated]
-
-    def add(self, token: int) -> str:
-        """The text that has become certain with one more token."""
-        self._new.append(token)
-        text = self._text()
-        if text and not text.endswith(INCOMPLETE):
-            self._held += text
-            self._known, self._new = self._new, []
+    def add(self, text: str) -> str:
+        """The text that has become certain with some more."""
+        self._held += text
         met = [place for place in (self._held.find(stop) for stop in self.stop_strings) if place >= 0]
         if met:
             self.stopped = True
@@ -231,8 +216,44 @@ class TextStream:
         return certain
 
     def end(self) -> str:
+        """What was held back, when no more comes."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+@dataclass
+class TextStream:
+    """Tokens as they come, and the text that is certain so far.
+
+    A character may need several tokens, and waits for the last of them. A token's text may depend on the one before (some tokenizers leave out the
+    space that a text begins with), so each is decoded together with what was before it.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        until: what ends the text.
+        before: the tokens that come before the text; the last is enough.
+    """
+
+    tokenizer: Tokenizer
+    until: UntilStop = field(default_factory=UntilStop)
+    before: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Begin a text."""
+        self._known, self._new = list(self.before[-1:]), []  # type: ignore[var-annotated]
+
+    def add(self, token: int) -> str:
+        """The text that has become certain with one more token."""
+        self._new.append(token)
+        text = self._text()
+        if not text or text.endswith(INCOMPLETE):
+            return self.until.add("")
+        self._known, self._new = self._new, []
+        return self.until.add(text)
+
+    def end(self) -> str:
         """What was held back, when no more tokens come; a character that was not completed is written as the tokenizer does."""
-        rest, self._held = self._held + self._text(), ""
+        rest = self.until.end() + self._text()
         self._known, self._new = self._new, []
         return rest
 

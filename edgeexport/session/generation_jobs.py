@@ -26,12 +26,11 @@ PROMPT, ANSWER = 128, 16
 
 def score_rows(model: LanguageModel, rows: list[dict[str, Any]], label: str) -> Answers:
     """What a language model says of the rows of a data set."""
-    found, context = Answers([], [], [], []), model.decoder.context
+    found, context = Answers([], [], [], []), model.context
     for number, row in enumerate(rows):
-        whole, continued = model.encode_row(row)
-        ids = whole[:context]
-        said = (scoring.continue_text if continued else scoring.read_text)(model.decoder, ids)
-        scoring.add_expectation(found, ids, said, len(whole) > context, continued=continued)
+        prompt, continued = model.prompt_of_row(row)
+        said = model.expect(prompt, continued=continued)
+        scoring.add_expectation(found, prompt.ids[:context], said, len(prompt.ids) > context, continued=continued)
         report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
     return found
 
@@ -41,28 +40,20 @@ def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
 
     Each round reads a prompt of PROMPT tokens and goes on with ANSWER tokens, which are timed one by one.
     """
-    decoder = model.decoder
-    words = model.encode(" ".join(["many words make a long text that fills every context there is"] * 16))
-    prompt = np.resize(words, min(PROMPT, decoder.context // 2))
+    prompt = min(PROMPT, model.context // 2)
     prefill, decode = [], []
     for number in range(rounds + 1):
         report(number / rounds, f"timing, round {number + 1} of {rounds + 1}")
-        decoder.rewind(0)
-        started = time.perf_counter()
-        token = decoder.read(prompt).argmax().reshape(1)
-        times = [time.perf_counter() - started]
-        for _ in range(min(ANSWER, decoder.context - len(prompt))):
-            started = time.perf_counter()
-            token = decoder.read(token).argmax().reshape(1)
-            times.append(time.perf_counter() - started)
+        first, *others = model.seconds_by_token(prompt, ANSWER)
         if number:  # the first round allocates
-            prefill.append(times[0])
-            decode.append(float(np.median(times[1:])))
-    if decoder.position < decoder.context:
-        decoder.read(np.resize(words, decoder.context - decoder.position))
+            prefill.append(first)
+            decode += others
+    model.fill()
+    if not decode:
+        raise DataError("The speed of answers cannot be measured.", why="the model ends every text at its first token")
     return {"peak_rss_mb": peak_rss_mb(), "generation": {
-        "prompt_tokens": len(prompt), "first_token_ms": 1000 * float(np.median(prefill)),
-        "prefill_tokens_per_second": len(prompt) / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
+        "prompt_tokens": prompt, "first_token_ms": 1000 * float(np.median(prefill)),
+        "prefill_tokens_per_second": prompt / float(np.median(prefill)), "decode_tokens_per_second": 1 / float(np.median(decode))}}
 
 
 def talk(model: LanguageModel) -> None:
@@ -89,16 +80,16 @@ def answer_request(model: LanguageModel, request: dict[str, Any],
                    interrupted: Callable[[], bool] = lambda: False) -> Generator[dict[str, Any], None, None]:
     """The events that answer a request: pieces of text, and then what it took."""
     given = request.get("messages") or request["prompt"]
-    ids = model.encode(given) if request.get("raw") else model.encode_request(given)
+    prompt = model.prompt(given, raw=bool(request.get("raw")))
     started, first = time.perf_counter(), None
-    held = model.decoder.held_of(ids.tolist())
+    held = model.held_of(prompt)
     piece = Piece("", 0)
-    for piece in model.generate(ids, Sampling(**request.get("sampling", {})), request.get("tokens"), request.get("stop", ())):
+    for piece in model.generate(prompt, Sampling(**request.get("sampling", {})), request.get("tokens"), request.get("stop", ())):
         first = first or time.perf_counter()
         if piece.text:
             yield {"piece": piece.text}
         if interrupted():
             break
     ended = time.perf_counter()
-    yield {"end": {"prompt_tokens": len(ids), "read_tokens": len(ids) - held, "tokens": piece.tokens,
+    yield {"end": {"prompt_tokens": len(prompt.ids), "read_tokens": len(prompt.ids) - held, "tokens": piece.tokens,
                    "first_token_seconds": (first or ended) - started, "seconds": ended - started}}

@@ -1,83 +1,124 @@
-"""A language model as an app uses it: text or a conversation in, text out, as it comes."""
+"""A language model as an app uses it: text or a conversation in, text out, as it comes.
+
+There are two kinds, by who chooses the tokens of an answer: the session (:mod:`.decoder_model`), or the runtime itself (:mod:`.litert_lm_model`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeexport.errors import DataError
-from edgeexport.session.chat import ChatTemplate
-from edgeexport.session.generation import Limits, Piece, Reader, generate
-from edgeexport.session.payload import Payload, loader
+from edgeexport.session.generation import Piece
+from edgeexport.session.payload import Payload
 from edgeexport.session.sampling import Sampling
+from edgeexport.session.scoring import Expectation
 
 USER = "user"
 GREEDY = Sampling()
+FILLER = "many words make a long text that fills every context there is "
 
 
-class LanguageModel:
+class Prompt(NamedTuple):
+    """What a model is to read.
+
+    Attributes:
+        text: as text; special tokens that a template writes are in it, those that a tokenizer puts around a text are not.
+        ids: as the model reads it, int64 [length].
+    """
+
+    text: str
+    ids: np.ndarray
+
+
+class LanguageModel(ABC):
     """A variant of a payload for text generation in a runtime.
 
     Attributes:
         payload: the payload.
-        decoder: the model, which knows what it has read.
-        template: how a conversation is written; None where the model was not trained on any.
+        spec: what ends a text, and how a conversation is written.
+        tokenizer: the payload's tokenizer.
     """
 
-    def __init__(self, payload: Payload, variant: str, runtime: str, threads: int = 1) -> None:
-        """Load the tokenizer and the model.
-
-        Raises:
-            RuntimeUnavailable: the runtime is not installed here, or runs no language models.
-        """
-        load = loader(runtime, generates=True)
+    def __init__(self, payload: Payload) -> None:
         self.payload, self.spec = payload, payload.require_generation()
         self.tokenizer = payload.whole_tokenizer()
-        self.template = ChatTemplate(self.spec.chat_template, self.spec.tokens) if self.spec.chat_template else None
-        self.decoder = Reader(load(payload.model_path(variant), threads, payload.spec.max_length))
 
-    def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, int64 [length], with those that the tokenizer puts before and after one."""
-        return np.asarray(self.tokenizer.encode(text).ids, np.int64)
+    @property
+    def context(self) -> int:
+        """How many tokens it can hold."""
+        return self.payload.spec.max_length
 
-    def encode_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> np.ndarray:
-        """The tokens of a conversation, int64 [length]: the template writes all special tokens itself; see :meth:`write_conversation`."""
-        return np.asarray(self.tokenizer.encode(self.write_conversation(messages, answer=answer), add_special_tokens=False).ids, np.int64)
-
-    def write_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
-        """A conversation as the template writes it.
+    def prompt(self, request: str | Sequence[Mapping[str, Any]], *, raw: bool = False) -> Prompt:
+        """What the model reads when a person asks.
 
         Args:
-            messages: each with ``role`` and ``content``, in order.
-            answer: end with what begins an answer of the model.
+            request: a conversation; or a text, which is what a user says where the model was trained on conversations, and else is gone on with.
+            raw: go on with a text, whatever the model was trained on.
 
         Raises:
             DataError: the model was trained on no conversations, or its template refuses this one.
         """
-        if self.template is None:
-            raise DataError("This model has no chat template.", why="it goes on with a text, and was not trained on conversations",
-                            hint="give a text to go on with: edgeexport run BUNDLE \"Once upon a time\"")
-        return self.template.render(messages, answer=answer)
+        if not isinstance(request, str):
+            return self.prompt_of_conversation(request)
+        if raw or self.spec.chat_template is None:
+            return self.prompt_of_text(request)
+        return self.prompt_of_conversation([{"role": USER, "content": request}])
 
-    def encode_row(self, row: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
-        """The tokens of a row of a data set, int64 [length], and whether it is to be continued."""
+    def prompt_of_row(self, row: Mapping[str, Any]) -> tuple[Prompt, bool]:
+        """What the model reads of a row of a data set, and whether it is to be continued."""
         if row.get("messages"):
             open_end = row["messages"][-1]["role"] != "assistant"
-            return self.encode_conversation(row["messages"], answer=open_end), open_end
-        return self.encode(row["text"]), row.get("role") == "prompt"
+            return self.prompt_of_conversation(row["messages"], answer=open_end), open_end
+        return self.prompt_of_text(row["text"]), row.get("role") == "prompt"
 
-    def encode_request(self, request: str | Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """The tokens of what a person asks, int64 [length]: a conversation, a text to go on with, or one of a user, where the model knows users."""
-        if not isinstance(request, str):
-            return self.encode_conversation(request)
-        return self.encode(request) if self.template is None else self.encode_conversation([{"role": USER, "content": request}])
+    @abstractmethod
+    def prompt_of_text(self, text: str) -> Prompt:
+        """A text to go on with."""
 
-    def generate(self, ids: np.ndarray, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
-        """The text that comes after tokens; see :func:`edgeexport.session.generation.generate`.
+    @abstractmethod
+    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
+        """A conversation as the template writes it; with `answer`, up to what begins an answer of the model.
 
         Raises:
-            NoRoom: they leave no room in the context.
+            DataError: the model was trained on no conversations, or its template refuses this one.
         """
-        return generate(self.decoder, self.tokenizer, ids.tolist(), sampling, Limits(tokens, frozenset(self.spec.stop_ids), tuple(stop)))
+
+    @abstractmethod
+    def held_of(self, prompt: Prompt) -> int:
+        """How many tokens of a prompt, from its beginning on, the model need not read again."""
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
+        """The text that comes after a prompt, as it comes.
+
+        Args:
+            prompt: what is read.
+            sampling: how tokens are chosen.
+            tokens: how many at most; None for as many as the context holds.
+            stop: pieces of text that end it, and are no part of it.
+
+        Raises:
+            NoRoom: the prompt leaves no room in the context.
+        """
+
+    @abstractmethod
+    def expect(self, prompt: Prompt, *, continued: bool) -> Expectation:
+        """What the model expects at the scored positions of a prompt, as far as the context holds it; or of what it goes on with after it."""
+
+    @abstractmethod
+    def seconds_by_token(self, prompt_tokens: int, answer_tokens: int) -> list[float]:
+        """How long each token of an answer takes, the first with the reading of a prompt of so many tokens."""
+
+    @abstractmethod
+    def fill(self) -> None:
+        """Read as much as the context holds."""
+
+
+def no_template() -> DataError:
+    """Why there is no conversation."""
+    return DataError("This model has no chat template.", why="it goes on with a text, and was not trained on conversations",
+                     hint="give a text to go on with: edgeexport run BUNDLE \"Once upon a time\"")

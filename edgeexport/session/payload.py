@@ -16,6 +16,7 @@ from edgeexport.errors import BundleError, DataError, RuntimeUnavailable
 from edgeexport.session import tasks
 from edgeexport.session.generation import GENERATION_FILE, Decoder, GenerationSpec, read_generation_spec
 from edgeexport.session.run_genai_decoder import GenaiDecoder
+from edgeexport.session.run_litert_lm import LitertLm
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_onnxruntime import OnnxModel
 from edgeexport.session.run_tflite import TfliteModel
@@ -46,12 +47,14 @@ class Runtime(NamedTuple):
         module: what must be importable.
         load: makes a model of a file and a number of threads; None where the runtime runs language models only.
         load_decoder: the same of a language model, with the tokens that its context holds; None where the runtime runs none.
+
+    A runtime that chooses the tokens of an answer itself has no decoder, but :class:`LitertLm`.
     """
 
     format: str
     module: str
     load: Callable[[Path, int], LoadedModel] | None
-    load_decoder: Callable[[Path, int, int], Decoder] | None = None
+    load_decoder: Callable[[Path, int, int], Decoder | LitertLm] | None = None
 
 
 def _tflite(module: str) -> Runtime:
@@ -63,6 +66,7 @@ RUNTIMES = {
     "onnxruntime": Runtime("onnx", "onnxruntime", OnnxModel, OnnxDecoder),
     "onnxruntime-genai": Runtime("onnx", "onnxruntime_genai", None, GenaiDecoder),
     "ai-edge-litert": _tflite("ai_edge_litert.interpreter")._replace(load_decoder=TfliteDecoder),
+    "litert-lm-api": Runtime("litertlm", "litert_lm", None, LitertLm),
     "tflite-runtime": _tflite("tflite_runtime.interpreter"),
 }
 

@@ -42,12 +42,20 @@ class Expectation:
     """What comes next, in a model's opinion, at some positions.
 
     Attributes:
-        numbers: float32 [positions, 1 + LIKELIEST]: the logarithm of the probability of the token that came, and those of the likeliest.
-        tokens: int64 [positions, LIKELIEST]: the likeliest, first the first.
+        numbers: float32 [positions, 1 + LIKELIEST]: the logarithm of the probability of the token that came, and those of the likeliest; of a runtime
+            that tells no others [positions, 1].
+        tokens: int64 [positions, LIKELIEST] or [positions, 0]: the likeliest, first the first.
+        came: int64 [positions]: the token that came.
     """
 
     numbers: np.ndarray
     tokens: np.ndarray
+    came: np.ndarray
+
+
+def came_only(numbers: np.ndarray, came: np.ndarray) -> Expectation:
+    """What a runtime expects that tells the probabilities of the tokens that came, float32 [positions], and no others."""
+    return Expectation(numbers.astype(np.float32)[:, None], np.zeros((len(came), 0), np.int64), came.astype(np.int64))
 
 
 def expectation(logits: Iterable[np.ndarray], came: Sequence[int] | np.ndarray) -> Expectation:
@@ -65,7 +73,12 @@ def expectation(logits: Iterable[np.ndarray], came: Sequence[int] | np.ndarray) 
         best = likeliest_of(row)
         numbers.append(logarithms[[token, *best]].astype(np.float32))
         tokens.append(best)
-    return Expectation(np.stack(numbers), np.stack(tokens))
+    return Expectation(np.stack(numbers), np.stack(tokens), np.asarray(came[:len(numbers)], np.int64))
+
+
+# Of a text without a position to score; the other of a runtime that tells the probabilities of given tokens only.
+NOTHING = Expectation(np.zeros((0, 1 + LIKELIEST), np.float32), np.zeros((0, LIKELIEST), np.int64), np.zeros(0, np.int64))
+NOTHING_BUT_CAME = came_only(np.zeros(0), np.zeros(0))
 
 
 def likeliest_of(logits: np.ndarray) -> np.ndarray:
@@ -103,9 +116,7 @@ def continue_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
     return expectation(logits, [int(each.argmax()) for each in logits]) if logits else None
 
 
-def add_expectation(found: Answers, ids: np.ndarray, said: Expectation | None, truncated: bool, *, continued: bool) -> None:
+def add_expectation(found: Answers, ids: np.ndarray, said: Expectation, truncated: bool, *, continued: bool) -> None:
     """Add what a model says of one row: of the tokens that it was given, or of those that it went on with."""
-    if said is None:
-        said = Expectation(np.zeros((0, 1 + LIKELIEST), np.float32), np.zeros((0, LIKELIEST), np.int64))
-    whole = np.concatenate([ids, said.tokens[:, 0]]) if continued else ids
+    whole = np.concatenate([ids, said.came]) if continued else ids
     found.add(said.numbers, said.tokens.ravel().tolist(), len(ids), truncated, ids=whole)

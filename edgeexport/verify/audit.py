@@ -27,7 +27,7 @@ def audit_checks(model: ModelReport, lane: Lane, precision: str, problems: Seque
     if "int8" in precision:
         share = model.integer_weight_share or 0.0
         enough = share >= INTEGER_WEIGHTS_MIN
-        verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.format] else None
+        verdict = (Verdict.PASS if enough else Verdict.FAIL) if precision in PRESETS[lane.model_format] else None
         left = ", ".join(list(dict.fromkeys(weight.used_by or weight.name for weight in model.float_weights))[:3])
         checks.append(Check(name="weights stored as INT8", group="audit", how="counted", verdict=verdict, figure=share,
                             bound=INTEGER_WEIGHTS_MIN, note=None if enough else f"largest still float: {left}"))

@@ -25,6 +25,12 @@ def is_continued(answers: Answers, row: int) -> bool:
     return len(answers.ids[row]) > answers.tokens[row]
 
 
+def same_prompt(reference: Answers, lane: Answers, row: int) -> bool:
+    """Whether both were given the same tokens of a row."""
+    count = reference.tokens[row]
+    return count == lane.tokens[row] and np.array_equal(reference.ids[row][:count], lane.ids[row][:count])
+
+
 def aligned(reference: Answers, lane: Answers) -> tuple[Answers, Answers]:
     """Both, with the positions left out that can't be compared: of continuations those behind the first token that differs.
 
@@ -33,9 +39,8 @@ def aligned(reference: Answers, lane: Answers) -> tuple[Answers, Answers]:
     rows: list[int] = []
     for row, (a, b) in enumerate(zip(reference.ids, lane.ids, strict=True)):
         count = reference.tokens[row]
-        same = count == lane.tokens[row] and np.array_equal(a[:count], b[:count])
         kept = min(len(reference.numbers[row]), len(lane.numbers[row]))
-        if not same:
+        if not same_prompt(reference, lane, row):
             kept = 0
         elif is_continued(reference, row):
             differ = np.flatnonzero(a[count:count + kept] != b[count:count + kept])
@@ -56,6 +61,11 @@ def likeliest(answers: Answers, row: int) -> np.ndarray:
     """The likeliest tokens at each position of a row, first the first: int64 [positions, tokens]."""
     width = answers.numbers[row].shape[1] - 1
     return np.asarray(answers.decisions[row], np.int64).reshape(-1, width)
+
+
+def tells_others(answers: Answers) -> bool:
+    """Whether a runtime tells the likeliest tokens, too, and not only how likely those were that came."""
+    return any(numbers.shape[1] > 1 for numbers in answers.numbers)
 
 
 def came(answers: Answers, *, continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +131,7 @@ def agreements(reference: Answers, lane: Answers) -> tuple[np.ndarray, np.ndarra
 
 
 def faithful(reference: Answers, lane: Answers) -> list[bool]:
-    """Of each continuation, whether it is the original's up to where two tokens were as good as equal in the original's own opinion.
+    """Of each continuation that the lane tells, whether it is the original's up to where two tokens were as good as equal in the original's opinion.
 
     Args:
         reference: the original's, :func:`aligned`.
@@ -131,11 +141,12 @@ def faithful(reference: Answers, lane: Answers) -> list[bool]:
     for row in range(len(reference.tokens)):
         if not is_continued(reference, row):
             continue
-        ours, theirs = likeliest(reference, row), likeliest(lane, row)
+        ours = likeliest(reference, row)
         if not len(ours):
-            found.append(False)
+            if not same_prompt(reference, lane, row):
+                found.append(False)
             continue
-        first, other = ours[-1], theirs[-1, 0]
+        first, other = ours[-1], lane.ids[row][lane.tokens[row] + len(ours) - 1]
         place = np.flatnonzero(first == other)
         # The likeliest come first: what is not among them is further away than any of them.
         gap = reference.numbers[row][-1, 1] - reference.numbers[row][-1, 1 + place[0]] if place.size else np.inf
@@ -169,10 +180,11 @@ def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: M
         check("perplexity_ratio", "perplexity to the original's", bootstrap([lambda weights: np.exp(surprise(weights))], rows.tolist())[0],
               most=True, unit="x", note=f"{np.exp(-ours.mean()):,.4g} is the original's, over {len(ours):,} tokens")
     _, everywhere = came(reference, continued=True)
-    if len(everywhere):
+    tells = tells_others(lane)
+    if len(everywhere) and tells:
         check("divergence", "divergence from the original's expectation",
               bootstrap([weighted_mean(divergences(reference, lane))], everywhere.tolist())[0], most=True, unit="nats")
-    equal, where = agreements(reference, lane)
+    equal, where = agreements(reference, lane) if tells else (np.zeros(0, np.bool_), np.zeros(0, np.int64))
     if len(equal):
         estimate, sure = bootstrap([weighted_mean(equal)], where.tolist())[0], len(equal) / len(everywhere)
         check("agreement", "same likeliest token where the original is sure",

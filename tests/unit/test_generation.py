@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeexport.errors import DataError, NoRoom
-from edgeexport.session.generation import GenerationSpec, Limits, Reader, TextStream, generate
+from edgeexport.session.generation import GenerationSpec, Limits, Reader, TextStream, UntilStop, generate
 from edgeexport.session.sampling import Sampling
 
 GREEDY = Sampling()
@@ -93,13 +93,13 @@ def fallback_tokenizer() -> Tokenizer:
     ([2], [3, 3], "\n\n"),
 ])
 def test_tokens_that_are_bytes_or_begin_with_a_space(before: list[int], tokens: list[int], expected: str) -> None:
-    stream = TextStream(fallback_tokenizer(), (), before)
+    stream = TextStream(fallback_tokenizer(), before=before)
     assert "".join([*(stream.add(token) for token in tokens), stream.end()]) == expected
 
 
 @pytest.mark.parametrize("tokens", [[3, 4, 2, 1], [4, 5, 6, 4, 5, 2], [4, 4, 4], [3, 4, 3, 5, 6, 3]])
 def test_bytes_that_are_no_character_stop_nothing(tokens: list[int]) -> None:
-    stream = TextStream(fallback_tokenizer(), (), [2])
+    stream = TextStream(fallback_tokenizer(), before=[2])
     said = "".join([*(stream.add(token) for token in tokens), stream.end()])
     assert "\ufffd" in said and said.replace("\ufffd", "").strip("\n") in {"a upon", "\u5cf6a", ""}
 
@@ -113,9 +113,9 @@ def test_a_stop_string_ends_it_and_no_part_of_it_is_said(stop: tuple[str, ...], 
 
 
 def test_what_looks_like_a_stop_string_waits_and_is_said_at_the_end() -> None:
-    stream = TextStream(TOKENIZER, ("###",))
+    stream = TextStream(TOKENIZER, UntilStop(("###",)))
     assert [stream.add(token) for token in TOKENIZER.encode("a##b#").ids] == ["a", "", "", "##b", ""]
-    assert stream.end() == "#" and not stream.stopped
+    assert stream.end() == "#" and not stream.until.stopped
 
 
 def test_a_conversation_is_not_read_again() -> None:

@@ -62,7 +62,7 @@ def test_damaged_and_unknown_files(tmp_path: Path) -> None:
         "cut.onnx": (good[:len(good) // 2], "damaged"),
         "page.onnx": (b"<!doctype html>", "damaged"),
         "empty.onnx": (b"", "damaged"),
-        "weights.bin": (b"\xff" * 64, "neither an ONNX nor a TFLite file"),
+        "weights.bin": (b"\xff" * 64, "neither an ONNX, a TFLite nor a LiteRT-LM file"),
     }
     for name, (content, message) in files.items():
         (tmp_path / name).write_bytes(content)

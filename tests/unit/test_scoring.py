@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeexport.session.evidence import Answers
-from edgeexport.session.scoring import CONTINUED, LIKELIEST, PERIOD, add_expectation, continue_text, expectation, pieces, read_text, scored
+from edgeexport.session.scoring import CONTINUED, LIKELIEST, NOTHING, PERIOD, add_expectation, continue_text, expectation, pieces, read_text, scored
 
 VOCABULARY = 50
 
@@ -69,7 +69,7 @@ def test_what_is_said_is_what_softmax_says() -> None:
 def test_a_text_of_one_token_says_nothing() -> None:
     assert read_text(Drift(), np.array([3])) is None and read_text(Drift(), np.zeros(0, np.int64)) is None
     found = Answers([], [], [], [])
-    add_expectation(found, np.array([3]), None, False, continued=False)
+    add_expectation(found, np.array([3]), NOTHING, False, continued=False)
     assert found.numbers[0].shape == (0, 1 + LIKELIEST) and found.tokens == [1]
 
 

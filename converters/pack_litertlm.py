@@ -1,0 +1,119 @@
+"""A TFLite language model as LiteRT-LM takes it: one file with the model, the tokenizer, the chat template, and what begins and ends a text.
+
+LiteRT-LM differs from Transformers in what a template sees, and so in what it must be told:
+
+- The content of a message is a list of parts there: the template first puts their texts together.
+- Special tokens such as ``bos_token`` are empty there: the template sets them, except the one that begins a text.
+- The **start token** is put before every text, of a conversation and else. So the template must not write it too; where it does so by its own
+  letters, there is none, and texts outside of conversations begin without it.
+- Caches have one length there: what a runtime may make shorter is fixed.
+
+Source: the behaviour of LiteRT-LM 0.18.1, as tests/converters/test_pack_litertlm.py sees it; llm_metadata.proto of litert-lm-builder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgeexport.artifact import Kind, Spec
+from edgeexport.errors import DataError
+from edgeexport.session.chat import ChatTemplate
+from edgeexport.session.generation import GENERATION_FILE, GenerationSpec, read_generation_spec
+from edgeexport.step import Context, Refusal, Step, View
+
+from ._task_model import read_text
+from ._tflite_file import compact, mapped
+
+FILE = "model.litertlm"
+BEGIN = "bos_token"
+# Conversations that templates write: by one of them it is seen how they begin.
+CONVERSATIONS = ([{"role": "user", "content": "a"}], [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+TEXT_OF_PARTS = (
+    "{%- set found = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.content is not string -%}"
+    "{%- set message = dict(message, content=message.content | map(attribute='text') | join) -%}"
+    "{%- endif -%}"
+    "{%- set found.messages = found.messages + [message] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = found.messages -%}"
+    # What follows keeps the blanks that it begins with.
+    "{{ '' }}")
+
+
+class PackLitertlm(Step):
+    """Pack for LiteRT-LM."""
+
+    name: ClassVar[str] = "pack_litertlm"
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT}), "model": frozenset({Kind.TFLITE})}
+    backends: ClassVar[tuple[str, ...]] = ("litert-lm-builder", "ai-edge-litert", "flatbuffers", "tokenizers", "jinja2")
+    extra: ClassVar[str | None] = "tflite"
+    seconds_guess: ClassVar[float] = 3.0
+
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+        """The model and a little text."""
+        return inputs["model"].model_copy(update={"kind": Kind.LITERTLM})
+
+    def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
+        """Write the file."""
+        from litert_lm_builder import litertlm_builder
+        from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+        checkpoint, model = inputs["checkpoint"].path, inputs["model"]
+        spec, tokenizer = read_generation_spec(checkpoint / GENERATION_FILE), checkpoint / "tokenizer.json"
+        metadata = llm_metadata_pb2.LlmMetadata(max_num_tokens=read_text(checkpoint).max_length)
+        metadata.llm_model_type.generic_model.SetInParent()
+        for stop in spec.stop_ids:
+            metadata.stop_tokens.add().token_ids.ids.append(stop)
+        start = start_token(spec, tokenizer)
+        if start is not None:
+            metadata.start_token.token_ids.ids.append(start)
+        if spec.chat_template:
+            metadata.jinja_prompt_template = template(spec, begins=start is None)
+
+        (context.scratch / "metadata.pb").write_bytes(metadata.SerializeToString())
+        fixed = context.scratch / "model.tflite"
+        fixed.write_bytes(compact(mapped(model.path / "model.tflite"), fixed=True))
+        builder = litertlm_builder.LitertLmFileBuilder()
+        builder.add_llm_metadata(str(context.scratch / "metadata.pb"))
+        builder.add_hf_tokenizer(str(tokenizer))
+        builder.add_tflite_model(str(fixed), litertlm_builder.TfLiteModelType.PREFILL_DECODE)
+        with (out / FILE).open("wb") as file:
+            builder.build(file)
+        fixed.unlink()
+        return self.infer({"model": model.spec})  # type: ignore[return-value]
+
+
+def start_token(spec: GenerationSpec, tokenizer: Path) -> int | None:
+    """The token that every text begins with; None where conversations don't, or write it by its letters."""
+    from tokenizers import Tokenizer
+
+    begin = spec.tokens.get(BEGIN)
+    found = Tokenizer.from_file(str(tokenizer))
+    number: int | None = found.token_to_id(begin) if begin else None
+    if not begin or number is None:
+        return None
+    if not spec.chat_template:
+        return number if found.encode("a").ids[:1] == [number] else None
+    return number if written(spec.chat_template, spec.tokens).startswith(begin) and not written(
+        spec.chat_template, spec.tokens | {BEGIN: ""}).startswith(begin) else None
+
+
+def written(source: str, tokens: Mapping[str, str]) -> str:
+    """A short conversation by a template; empty where it takes none."""
+    for conversation in CONVERSATIONS:
+        try:
+            return ChatTemplate(source, tokens).render(conversation)
+        except DataError:
+            continue
+    return ""
+
+
+def template(spec: GenerationSpec, *, begins: bool) -> str:
+    """The chat template for LiteRT-LM; `begins` says whether it writes itself what begins a text."""
+    tokens: dict[str, Any] = {**spec.tokens, **({} if begins or BEGIN not in spec.tokens else {BEGIN: ""})}
+    known = "".join(f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in sorted(tokens.items()))
+    return f"{known}{TEXT_OF_PARTS}{spec.chat_template}"
