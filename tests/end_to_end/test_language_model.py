@@ -18,7 +18,7 @@ from edgeexport.errors import EdgeExportError
 from edgeexport.runner.talk import TalkingLane
 from edgeexport.session.evidence import Answers
 
-LANES = ("litert-generate", "onnx-generate", "genai-generate")
+LANES = ("litert-generate", "onnx-generate", "genai-generate", "litert-lm")
 # A model of random weights is surprised by everything, and by a little more or less when it is rounded.
 RECIPE = TINY_DECODER_RECIPE + """[budget]
 size_ratio_max = 0.6
@@ -65,16 +65,19 @@ def test_every_lane_passes_and_says_how_fast_it_is(built: tuple[Cli, Ran, Path])
     for name, lane in lanes.items():
         assert lane["verdict"] == "pass", (name, [check for check in lane["checks"] if check["verdict"] != "pass"])
         assert lane["speed"]["generation"]["decode_tokens_per_second"] > 0 and f"{name}: " in ran.out
-        assert {check["name"].partition(" (")[0] for check in lane["checks"] if check["group"] == "parity"} == {
-            "perplexity to the original's", "same likeliest token where the original is sure", "divergence from the original's expectation",
-            "continuations that leave the original at near ties only"}
+        told = {"perplexity to the original's", "continuations that leave the original at near ties only"}
+        if name != "litert-lm":  # which tells the probabilities of given tokens only
+            told |= {"same likeliest token where the original is sure", "divergence from the original's expectation"}
+        assert {check["name"].partition(" (")[0] for check in lane["checks"] if check["group"] == "parity"} == told
     assert "tokens a second" in ran.out and "with a full context" in (place / "report.html").read_text()
 
 
 def test_the_bundle_holds_what_a_device_needs(built: tuple[Cli, Ran, Path]) -> None:
     _, _, place = built
     payload = json.loads((place / "payload.json").read_text())
-    assert payload["task"] == "text-generation" and set(payload["variants"]) == {"onnx-blockwise-int8", "tflite-dynamic-int8"}
+    assert payload["task"] == "text-generation" and set(payload["variants"]) == {
+        "onnx-blockwise-int8", "tflite-dynamic-int8", "litertlm-dynamic-int8"}
+    assert [path.name for path in (place / "variants" / "litertlm-dynamic-int8").iterdir()] == ["model.litertlm"]
     assert {path.name for path in (place / "variants" / "onnx-blockwise-int8").iterdir()} == {"model.onnx", "model.onnx.data", "genai_config.json"}
     spec = json.loads((place / "text" / "generation.json").read_text())
     assert len(spec["stop_ids"]) == 1 and START in spec["chat_template"]
@@ -97,12 +100,20 @@ def test_run_answers_and_the_same_seed_answers_the_same(built: tuple[Cli, Ran, P
     for lane, found in greedy.items():
         (result,) = found["results"]
         assert found["lane"] == lane and result["tokens"] <= 12 and result["prompt_tokens"] > 20
-    # One file in two runtimes.
-    assert greedy["onnx-generate"]["results"][0]["answer"] == greedy["genai-generate"]["results"][0]["answer"]
-    drawn = [cli("run", str(place), "Hello", "--temperature", "2", "--seed", seed, "--max-tokens", "20", "--lane", "onnx-generate", "--json").json
-             for seed in ("1", "1", "2")]
-    answers = [each["results"][0]["answer"] for each in drawn]
-    assert answers[0] == answers[1] != answers[2] and all(each["results"][0]["tokens"] for each in drawn)
+    # One model in two runtimes each.
+    for one, other in (("onnx-generate", "genai-generate"), ("litert-generate", "litert-lm")):
+        assert greedy[one]["results"][0]["answer"] == greedy[other]["results"][0]["answer"]
+    for lane in ("onnx-generate", "litert-lm"):
+        drawn = [cli("run", str(place), "Hello", "--temperature", "20", "--seed", seed, "--max-tokens", "20", "--lane", lane, "--json").json
+                 for seed in ("1", "1", "2")]
+        answers = [each["results"][0]["answer"] for each in drawn]
+        assert answers[0] == answers[1] != answers[2] and all(each["results"][0]["tokens"] for each in drawn)
+
+
+def test_what_litert_lm_does_not_do_is_told(built: tuple[Cli, Ran, Path]) -> None:
+    cli, _, place = built
+    ran = cli("run", str(place), "Hello", "--repetition-penalty", "1.2", "--lane", "litert-lm")
+    assert ran.code == 2 and "no repetition penalty" in ran.err and "Traceback" not in ran.err
 
 
 def test_a_text_is_gone_on_with_as_it_is(built: tuple[Cli, Ran, Path]) -> None:

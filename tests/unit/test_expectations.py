@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,11 @@ def continued(choices: list[list[int]], logits: np.ndarray) -> Answers:
     return found
 
 
+def without_others(given: Answers) -> Answers:
+    """The same of a runtime that tells how likely the tokens were that came, and no others."""
+    return replace(given, numbers=[numbers[:, :1] for numbers in given.numbers], decisions=[[] for _ in given.decisions])
+
+
 def checks(reference: Answers, lane: Answers) -> dict[str, Check]:
     return {check.name.rpartition(" (")[0]: check for check in parity_checks(Task.TEXT_GENERATION, "probes", reference, lane, {}, "here")}
 
@@ -55,6 +62,24 @@ def test_the_same_model_passes() -> None:
     assert {check.verdict for check in found.values()} == {Verdict.PASS}
     ratio = found["perplexity to the original's"].figure
     assert ratio is not None and not isinstance(ratio, float) and ratio.value == ratio.low == ratio.high == 1.0
+
+
+def test_what_a_runtime_does_not_tell_is_not_judged() -> None:
+    given = texts(200)
+    whole, found = (checks(answers(given), lane) for lane in (answers(given, 0.01), without_others(answers(given, 0.01))))
+    assert set(found) == {"perplexity to the original's"} < set(whole)
+    assert found["perplexity to the original's"].figure == whole["perplexity to the original's"].figure
+
+
+def test_continuations_are_judged_by_their_tokens_and_as_far_as_they_are_told() -> None:
+    logits = np.linspace(0, 10, VOCABULARY)
+    best, near, far = VOCABULARY - 1, VOCABULARY - 2, 5
+    reference = continued([[best, best], [best, best], [best, best], [best, best]], logits)
+    lane = without_others(continued([[best], [best, near], [best, far], [best]], logits))
+    lane.numbers[3], lane.ids[3] = lane.numbers[3][:0], lane.ids[3][:2]  # nothing is told
+    assert faithful(*aligned(reference, lane)) == [True, True, False]
+    lane.ids[3] = np.array([5, 7])
+    assert faithful(*aligned(reference, lane)) == [True, True, False, False]
 
 
 def test_another_model_fails_everywhere() -> None:
