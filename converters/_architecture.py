@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeexport.architectures import DECODERS
@@ -67,6 +67,28 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """Channels that are only made to be read by linear modules, so that whoever makes them may scale each, and its readers take that back.
+
+    Attributes:
+        scope: regular expression of the modules in which it happens.
+        made_by: module below the scope that makes them: a normalization; or a linear one, of which they are the last outputs, and nothing but
+            a product with other numbers lies between them and the readers.
+        read_by: linear modules below the scope.
+    """
+
+    scope: str
+    made_by: str
+    read_by: tuple[str, ...]
+
+    def places(self, model: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Linear]]]:
+        """The module that makes and those that read, of each place in a model."""
+        for name, module in model.base_model.named_modules():
+            if re.fullmatch(self.scope, name):
+                yield module.get_submodule(self.made_by), [linear(module, path) for path in self.read_by]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A family of models.
 
@@ -79,6 +101,8 @@ class Architecture:
         vocabulary: parameters with an entry for each token (regular expression of the name) → the dimension that counts them; a model has those
             of its own head.
         neurons_key: where all layers are kept equally wide, so that the pruned model is an ordinary checkpoint: what config.json calls their number.
+        handovers: where channels may be scaled for free.
+        scale_of_norms: what a normalization multiplies by where its weight is 0.
     """
 
     layers: str | None
@@ -87,6 +111,8 @@ class Architecture:
     additions: tuple[Addition, ...]
     vocabulary: dict[str, int]
     neurons_key: str | None = None
+    handovers: tuple[Handover, ...] = ()
+    scale_of_norms: float = 0.0
 
 
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
@@ -137,24 +163,43 @@ ARCHITECTURES = {
 
 # Decoders. Tools for language models, onnxruntime-genai's builder among them, know one width for all layers.
 _TABLES = {r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings)\.weight": 0, r"(lm_head|embed_out)\.(weight|bias)": 0}
+_LAYER = r"layers\.\d+"
 _GATED = Architecture(
-    layers="layers", heads=Channels(r"layers\.\d+\.self_attn", made_by=("q_proj", "k_proj", "v_proj"), read_by="o_proj"),
-    neurons=Channels(r"layers\.\d+\.mlp", made_by=("gate_proj", "up_proj"), read_by="down_proj"),
-    additions=(), vocabulary=_TABLES, neurons_key="intermediate_size")
+    layers="layers", heads=Channels(rf"{_LAYER}\.self_attn", made_by=("q_proj", "k_proj", "v_proj"), read_by="o_proj"),
+    neurons=Channels(rf"{_LAYER}\.mlp", made_by=("gate_proj", "up_proj"), read_by="down_proj"),
+    additions=(), vocabulary=_TABLES, neurons_key="intermediate_size",
+    handovers=(Handover(_LAYER, "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+               Handover(_LAYER, "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+               Handover(_LAYER, "mlp.up_proj", ("mlp.down_proj",))))
+# They normalize what attention and feed-forward networks give, too.
+_GEMMA = replace(_GATED, scale_of_norms=1.0, handovers=(
+    _GATED.handovers[0], Handover(_LAYER, "pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")), _GATED.handovers[2]))
 _FOUR_TIMES = Channels(r"(layers|h)\.\d+\.mlp", made_by=("dense_h_to_4h",), read_by="dense_4h_to_h")
 ARCHITECTURES |= {
     "llama": _GATED,
     "qwen2": _GATED,
     "qwen3": _GATED,
-    "gemma2": _GATED,
-    "gemma3_text": _GATED,
-    "phi3": Architecture("layers", None, Channels(r"layers\.\d+\.mlp", made_by=("gate_up_proj",), read_by="down_proj", stacks=2), (), _TABLES,
-                         "intermediate_size"),
-    "gpt2": Architecture("h", None, Channels(r"h\.\d+\.mlp", made_by=("c_fc",), read_by="c_proj"), (), _TABLES, "n_inner"),
-    "gpt_neox": Architecture("layers", None, _FOUR_TIMES, (), _TABLES, "intermediate_size"),
-    "opt": Architecture("decoder.layers", None, Channels(r"decoder\.layers\.\d+", made_by=("fc1",), read_by="fc2"), (), _TABLES, "ffn_dim"),
-    # Its configuration has no word for their number, which is four times that of the hidden states.
-    "bloom": Architecture("h", None, _FOUR_TIMES, (), _TABLES),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": Architecture(
+        "layers", None, Channels(rf"{_LAYER}\.mlp", made_by=("gate_up_proj",), read_by="down_proj", stacks=2), (), _TABLES, "intermediate_size",
+        (Handover(_LAYER, "input_layernorm", ("self_attn.qkv_proj",)), Handover(_LAYER, "post_attention_layernorm", ("mlp.gate_up_proj",)),
+         Handover(_LAYER, "mlp.gate_up_proj", ("mlp.down_proj",)))),
+    "gpt2": Architecture(
+        "h", None, Channels(r"h\.\d+\.mlp", made_by=("c_fc",), read_by="c_proj"), (), _TABLES, "n_inner",
+        (Handover(r"h\.\d+", "ln_1", ("attn.c_attn",)), Handover(r"h\.\d+", "ln_2", ("mlp.c_fc",)))),
+    "gpt_neox": Architecture(
+        "layers", None, _FOUR_TIMES, (), _TABLES, "intermediate_size",
+        (Handover(_LAYER, "input_layernorm", ("attention.query_key_value",)), Handover(_LAYER, "post_attention_layernorm", ("mlp.dense_h_to_4h",)))),
+    "opt": Architecture(
+        "decoder.layers", None, Channels(r"decoder\.layers\.\d+", made_by=("fc1",), read_by="fc2"), (), _TABLES, "ffn_dim",
+        (Handover(r"decoder\.layers\.\d+", "self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+         Handover(r"decoder\.layers\.\d+", "final_layer_norm", ("fc1",)))),
+    # Its configuration has no word for the number of neurons, which is four times that of the hidden states.
+    "bloom": Architecture(
+        "h", None, _FOUR_TIMES, (), _TABLES, None,
+        (Handover(r"h\.\d+", "input_layernorm", ("self_attention.query_key_value",)),
+         Handover(r"h\.\d+", "post_attention_layernorm", ("mlp.dense_h_to_4h",)))),
 }
 
 

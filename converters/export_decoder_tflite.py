@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.policy import Policy
 from edgeexport.session.run_tflite_decoder import HIDDEN, KEPT_AXES
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._cached_decoder import Attention, Shape, cache_shape, hidden_states, load_decoder, logits
 from ._litert_export import Traced, float_model, write_model
+from ._smoothing import hand_over
 from ._task_model import read_text
+from .measure_outliers import read_outliers
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
-
 
 
 class ExportDecoderTflite(Step):
@@ -33,6 +36,7 @@ class ExportDecoderTflite(Step):
 
     Attributes:
         lengths: lengths of the pieces in which prompts are read, rising.
+        smoothing: how much of the outliers of activations moves into the weights, from 0 to 1, where they were measured; see :mod:`._smoothing`.
     """
 
     name: ClassVar[str] = "export_decoder_tflite"
@@ -42,6 +46,7 @@ class ExportDecoderTflite(Step):
     seconds_guess: ClassVar[float] = 120.0
 
     lengths: tuple[int, ...]
+    smoothing: float = 0.0
 
     def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
         """A float32 model of about the size of the weights."""
@@ -50,10 +55,11 @@ class ExportDecoderTflite(Step):
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace a module for each signature and convert all traces together."""
         path, spec = inputs["checkpoint"]
-        write_model(lambda: self._trace(path, context), out / "model.tflite", context)
+        outliers = read_outliers(inputs, Policy(default="static"))
+        write_model(lambda: self._trace(path, outliers, context), out / "model.tflite", context)
         return self.infer({"checkpoint": spec})  # type: ignore[return-value]
 
-    def _trace(self, path: Path, context: Context) -> Traced:
+    def _trace(self, path: Path, outliers: Mapping[str, np.ndarray], context: Context) -> Traced:
         import litert_torch
         import torch
 
@@ -62,6 +68,7 @@ class ExportDecoderTflite(Step):
         held = read_text(path).max_length
         cache = TfliteCache(held)
         model = load_decoder(path, cache, held)
+        hand_over(model, outliers, self.smoothing)
         shape = cache_shape(model.config)
         converter: Any = litert_torch
         for length in self.lengths:

@@ -54,7 +54,7 @@ class ExportOnnx(Step):
         torch.set_num_threads(context.threads)
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
-        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing)
+        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing or 0.0)
         text = read_text(path)
 
         # Two rows, since a batch of one would be taken for a constant.

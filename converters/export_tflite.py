@@ -50,7 +50,7 @@ class ExportTflite(Step):
         path, spec = inputs["checkpoint"]
         context.report(None, "loading the model")
         text = read_text(path)
-        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing)
+        module = task_module(path, spec.require_task(), read_outliers(inputs, self.smoothed), self.smoothed.smoothing or 0.0)
         converter: Any = litert_torch
         for length in self.lengths:
             sample = {name: torch.ones(1, length, dtype=torch.int32) for name in text.inputs}

@@ -1,8 +1,8 @@
-"""How large the inputs of each linear layer become, channel by channel, on calibration data."""
+"""How large the inputs of each linear layer become, channel by channel, on calibration data; or on what a language model writes itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,16 +17,19 @@ from ._task_model import load_model, read_text
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedModel
 
 OUTLIERS_FILE = "outliers.npz"
 BATCH = 32
+# What a language model writes.
+WRITTEN_TEXTS, WRITTEN_TOKENS = 4, 256
 
 
 class MeasureOutliers(Step):
-    """Run a checkpoint on calibration data and keep the largest absolute values."""
+    """Run a checkpoint on calibration data and keep the largest absolute values. A language model needs none: it writes its own."""
 
     name: ClassVar[str] = "measure_outliers"
-    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT}), "calibration": frozenset({Kind.DATASET})}
+    consumes: ClassVar[Mapping[str, frozenset[Kind]]] = {"checkpoint": frozenset({Kind.CHECKPOINT})}
     backends: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
     extra: ClassVar[str | None] = "convert"
     seconds_guess: ClassVar[float] = 15.0
@@ -39,6 +42,7 @@ class MeasureOutliers(Step):
         """Write for each linear layer, by its path: float32 [inputs]. Padding counts too: a device computes it as well."""
         import numpy as np
         import torch
+        from transformers.pytorch_utils import Conv1D
 
         torch.set_num_threads(context.threads)
         path, spec = inputs["checkpoint"]
@@ -53,15 +57,38 @@ class MeasureOutliers(Step):
             return hook
 
         for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear):
+            if isinstance(module, torch.nn.Linear | Conv1D):
                 module.register_forward_pre_hook(note(name))
-        batches = list(by_length(read_examples(inputs["checkpoint"], inputs["calibration"].path), BATCH))
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                context.report(number / len(batches), "measuring outliers")
-                objective.run(model, batch)
+        if "calibration" in inputs:
+            batches = list(by_length(read_examples(inputs["checkpoint"], inputs["calibration"].path), BATCH))
+            with torch.inference_mode():
+                for number, batch in enumerate(batches):
+                    context.report(number / len(batches), "measuring outliers")
+                    objective.run(model, batch)
+        else:
+            for step in write_texts(model, min(WRITTEN_TOKENS, read_text(path).max_length)):
+                context.report(step, "measuring outliers")
         np.savez(out / OUTLIERS_FILE, **{name: values.numpy() for name, values in found.items()})
         return self.infer({name: view.spec for name, view in inputs.items()})  # type: ignore[return-value]
+
+
+def write_texts(model: PreTrainedModel, tokens: int) -> Iterator[float]:
+    """Have a language model write texts of so many tokens, drawn from what it expects; tells how far it is.
+
+    Source of the idea: Z. Liu and others, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models" (2023), section 2.1.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    beginning = model.config.bos_token_id
+    given = torch.full((WRITTEN_TEXTS, 1), 0 if beginning is None else beginning)
+    cache = None
+    with torch.inference_mode():
+        for number in range(tokens):
+            said = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = said.past_key_values
+            given = torch.multinomial(said.logits[:, -1].softmax(dim=-1), 1, generator=generator)
+            yield (number + 1) / tokens
 
 
 def read_outliers(inputs: Mapping[str, View], policy: Policy) -> dict[str, np.ndarray]:

@@ -32,18 +32,23 @@ class Policy(Model):
         default: the scheme where no override matches.
         overrides: exceptions.
         ranges: how the range of a static activation is read from the values that calibration showed.
-        smoothing: how much of the outliers of static activations moves into the weights, from 0 to 1.
+        smoothing: how much of the outliers of activations moves into the weights, from 0 to 1; None for what serves the model.
     """
 
     default: Scheme
     overrides: tuple[Override, ...] = ()
     ranges: Ranges = "minmax"
-    smoothing: float = 0.0
+    smoothing: float | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """Whether some operator has a static activation scale, which must be measured on data."""
         return self.default == "static" or any(override.scheme == "static" for override in self.overrides)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether some operator rounds its activations by a scale of the moment."""
+        return self.default == "dynamic" or any(override.scheme == "dynamic" for override in self.overrides)
 
     @property
     def measured(self) -> Policy:

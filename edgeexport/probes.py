@@ -9,7 +9,8 @@ from edgeexport.artifact import Task
 from edgeexport.dataset import Dataset, Message, Row
 from edgeexport.records import read_records
 
-ONE_IN = 5
+# Of the texts a language model gets one in so many; of those up to SHORT characters more, as they are read fast and prove as much as others.
+ONE_IN, SHORT_ONE_IN, SHORT = 5, 2, 100
 ORIGIN = "the probe set that ships with edgeexport"
 
 
@@ -36,14 +37,14 @@ def probe_set(task: Task, mask_token: str | None = None) -> Dataset:
 def generation_probes(*, conversations: bool) -> Dataset:
     """The probe set for text generation: texts to be read, one of them longer than any context, and prompts to be gone on with.
 
-    Reading costs a language model much more than an encoder, so it gets one text in five.
+    Reading costs a language model much more than an encoder, so it gets some of the texts.
 
     Args:
         conversations: whether the model was trained on them: then prompts are what a user says, and some have been answered before.
     """
     folder = Path(str(importlib.resources.files("edgeexport.data"))) / "probes"
     texts = [Row(id=record["id"], text=record["text"]) for record in read_records(folder / "texts.jsonl")]
-    rows = [row for row in texts[::ONE_IN] if row.text.strip()]
+    rows = [row for number, row in enumerate(texts) if row.text.strip() and number % (SHORT_ONE_IN if len(row.text) <= SHORT else ONE_IN) == 0]
     rows.append(Row(id="long", text="\n\n".join(row.text for row in texts)))
     for record in read_records(folder / "prompts.jsonl"):
         messages = tuple(Message(role=role, content=content) for role, content in record["messages"])

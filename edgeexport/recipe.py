@@ -47,7 +47,8 @@ class Precision(Model):
     preset: str
     overrides: tuple[Override, ...] = ()
     ranges: Ranges = Field("minmax", description="How static activation ranges are read from calibration values.")
-    smoothing: float = Field(0.0, ge=0, le=1, description="How much of the outliers of static activations moves into the weights.")
+    smoothing: float | None = Field(None, ge=0, le=1, description="How much of the outliers of activations moves into the weights: of static ones, "
+                                                                  "and of a language model's in TFLite, where it is 0.5 unless you say otherwise.")
 
 
 class PrecisionSection(Model):
@@ -194,15 +195,11 @@ class Recipe(Model):
 
         Raises:
             UnknownName: no such preset.
-            RecipeError: an option that the preset has no use for.
-        """
+            """
         chosen = self.precision_of(lane)
         policy = preset(lane.model_format, chosen.preset)
         if chosen.overrides or (chosen.ranges, chosen.smoothing) != (policy.ranges, policy.smoothing):
             policy = Policy(default=policy.default, overrides=policy.overrides + chosen.overrides, ranges=chosen.ranges, smoothing=chosen.smoothing)
-            if policy.smoothing and not policy.needs_calibration:
-                raise RecipeError(f"There is nothing to smooth in the lane '{lane.name}'.", why=f"{chosen.preset} has no static activations",
-                                  hint="take smoothing out, or choose static-int8")
             return f"{chosen.preset}-{digest_json(policy.model_dump())[:6]}", policy
         return chosen.preset, policy
 

@@ -91,7 +91,7 @@ def test_the_context_was_filled_and_prompts_were_gone_on_with(built: tuple[Cli, 
     reference = Answers.load(cli.directory / "cache" / "blobs" / blob[:2] / blob)
     assert max(reference.tokens) == CONTEXT and any(reference.truncated)
     # One of the golden conversations ends with a model's words, which are read.
-    assert sum(len(ids) > count for ids, count in zip(reference.ids, reference.tokens, strict=True)) == 27
+    assert sum(len(ids) > count for ids, count in zip(reference.ids, reference.tokens, strict=True)) == 51
 
 
 def test_run_answers_and_the_same_seed_answers_the_same(built: tuple[Cli, Ran, Path]) -> None:

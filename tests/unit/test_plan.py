@@ -16,7 +16,7 @@ from edgeexport import step as step_module
 from edgeexport.artifact import Artifact, Blob, Kind, Spec, Task
 from edgeexport.catalog import make_step
 from edgeexport.dataset import Dataset, Row
-from edgeexport.errors import PlanError, RecipeError, UnknownName
+from edgeexport.errors import PlanError, UnknownName
 from edgeexport.graph import Graph
 from edgeexport.plan import Host, Plan, buckets, default_lengths, make_plan
 from edgeexport.quantization import Quantization
@@ -337,7 +337,7 @@ def test_smoothing_is_measured_for_the_lane_that_has_it() -> None:
     (outliers,) = (node for node in plan.nodes.values() if node.step.name == "measure_outliers")
     assert [node.step.name for node in plan.users_of(outliers.id)] == ["export_tflite"]
     assert outliers.inputs == {"checkpoint": "load_checkpoint", "calibration": "@calibration"}
-    with pytest.raises(RecipeError, match="nothing to smooth in the lane 'litert'"):
+    with pytest.raises(PlanError, match="nothing to smooth in the lane 'litert'"):
         make_plan(resolved(recipe=with_precision("litert", preset="dynamic-int8", smoothing=0.5), data=data), [target()], HOST)
 
 

@@ -28,9 +28,27 @@ def test_a_language_model_has_exporters_and_a_reference_of_its_own() -> None:
     plan = planned()
     assert {node.step.name for node in plan.nodes.values()} == {
         "load_checkpoint", "export_decoder_onnx", "export_decoder_tflite", "quantize_onnx", "quantize_tflite", "assemble_payload", "inspect_model",
-        "measure_answers", "measure_speed", "compute_generation_reference"}
+        "measure_answers", "measure_speed", "measure_outliers", "compute_generation_reference"}
     # A context that is shorter than the model's own is no cut of texts.
     assert plan.original == plan.reference
+
+
+def test_outliers_move_into_the_weights_of_tflite_unless_the_recipe_says_otherwise() -> None:
+    def outliers(**options: Any) -> list[tuple[dict[str, str], float]]:
+        plan = planned(**options)
+        (export,) = (node for node in plan.nodes.values() if node.step.name == "export_decoder_tflite")
+        return [(dict(node.inputs), export.parts["options"]["smoothing"]) for node in plan.nodes.values() if node.id == export.inputs.get("outliers")]
+
+    def tflite(**precision: Any) -> dict[str, Any]:
+        return {"precision": {"tflite": {"preset": "dynamic-int8", **precision}}}
+
+    # On what the model writes itself, or on the user's texts.
+    assert outliers() == [({"checkpoint": "load_checkpoint"}, 0.5)]
+    assert outliers(recipe=tflite(smoothing=0.4)) == [({"checkpoint": "load_checkpoint"}, 0.4)]
+    assert outliers(data=("probes", "calibration")) == [({"checkpoint": "load_checkpoint", "calibration": "@calibration"}, 0.5)]
+    assert outliers(recipe=tflite(smoothing=0)) == outliers(recipe=tflite(preset="weight-only-int8")) == []
+    with pytest.raises(PlanError, match="nothing to smooth in the lane 'onnx'"):
+        planned(recipe={"precision": {"onnx": {"preset": "blockwise-int8", "smoothing": 0.5}}})
 
 
 def test_lanes_for_other_tasks_are_not_planned_and_a_lane_serves_all_others_unless_it_says_so() -> None:
