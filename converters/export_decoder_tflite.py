@@ -155,9 +155,11 @@ def signature_module(model: Any, cache: TfliteCache, *, answers: bool) -> torch.
         def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, **caches: torch.Tensor) -> dict[str, torch.Tensor]:
             """The caches, and the logits."""
             cache.begin(caches, input_pos, mask)
-            found = {"logits": logits(self.model, tokens, input_pos[None])} if answers else {}
+            # LiteRT-LM scores texts from a position before the first one, which a table of positions does not have.
+            places = input_pos[None].clamp(min=0)
+            found = {"logits": logits(self.model, tokens, places)} if answers else {}
             if not answers:
-                hidden_states(self.model, tokens, input_pos[None])
+                hidden_states(self.model, tokens, places)
             return {**cache.end(), **found}
 
     return Signature().eval()

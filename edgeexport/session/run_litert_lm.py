@@ -87,8 +87,8 @@ class LitertLm:
     def log_probabilities(self, text: str) -> np.ndarray:
         """The logarithms of the probabilities of a text's tokens, each after those before it, float32 [tokens]; NaN for the first one.
 
-        Tokens go through the signature that answers are made by, one by one. (After a prompt that was read before, LiteRT-LM 0.18.1 scores the
-        first tokens as if that ended with a token 0: so texts are scored from their beginning.)
+        Tokens go through the signature that answers are made by, one by one. Texts are scored from their beginning: after a prompt that was read
+        before, LiteRT-LM 0.18.1 gives other numbers for the same tokens, which are not the model's.
 
         Raises:
             DataError: it holds no text so long.

@@ -11,19 +11,25 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import TEXTS
 from tiny_decoders import CONTEXT, FAMILIES, write_decoder
 from zoo import Zoo
 
 from edgeexport.architectures import DECODERS
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
+from edgeexport.dataset import ROWS_FILE, Row
 from edgeexport.policy import preset
 from edgeexport.recipe import ModelSection
+from edgeexport.runner.environment import Environment
+from edgeexport.runner.local import run_job
 from edgeexport.session import run_onnx_decoder, run_tflite_decoder
+from edgeexport.session.evidence import Answers
 from edgeexport.session.generation import Decoder, read_generation_spec
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
-from edgeexport.step import View
+from edgeexport.session.scoring import scored
+from edgeexport.step import Context, View
 from edgeexport.text_settings import DEFAULT_CONTEXT
 
 # Short pieces and long ones, single tokens between them, and past the sliding window of those that have one, to the end of the context.
@@ -118,6 +124,24 @@ def test_attention_goes_over_short_buffers_where_nothing_counts_how_far_back_it_
     assert isinstance(found, TfliteDecoder)
     found.read(text()[:10])
     assert found.room == room
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_litert_lm_holds_for_likely_what_the_original_does(zoo: Zoo, families: Families, family: str) -> None:
+    checkpoint, model = families.loaded(family), families.exported(family, "tflite")
+    payload = zoo.payload(checkpoint, zoo.run(find_step("pack_litertlm")(), {"checkpoint": checkpoint, "model": model}))
+    rows, out = [Row(id="long", text=" ".join(TEXTS)), Row(id="short", text=TEXTS[5])], zoo.place("answers")
+    run_job(Environment("litert-lm-api==0.18.1"), {
+        "do": "answers", "payload": str(payload.path), "variant": "v", "runtime": "litert-lm-api", "threads": 1,
+        "datasets": {"rows": str(zoo.dataset("rows", rows).path / ROWS_FILE)}}, out, Context(zoo.place("scratch")))
+    found = Answers.load(out / "rows.npz")
+    for ids, numbers in zip(found.ids, found.numbers, strict=True):
+        expected = families.logits(family, ids)
+        logs = expected - np.logaddexp.reduce(expected, axis=1, keepdims=True)
+        positions = scored(len(ids))[:len(numbers)]
+        assert len(numbers) >= len(scored(len(ids))) - 8
+        assert np.abs(numbers[:, 0] - logs[positions, ids[np.add(positions, 1)]]).max(initial=0) < 1e-3 * expected.std()
+    assert len(found.ids[0]) == (DEFAULT_CONTEXT if family == "bloom" else CONTEXT)
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "tflite"])

@@ -111,6 +111,9 @@ def test_a_published_task_runs_from_the_command_line(models: tuple[Path, Path], 
 def test_what_is_no_bundle_and_what_answers_in_no_words_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BundleError):
         BundleModel(str(tmp_path))
-    monkeypatch.setattr(Bundle, "open", lambda *_, **__: SimpleNamespace(session=object()))
+    monkeypatch.setattr(Bundle, "open", lambda *_, **__: SimpleNamespace(payload=SimpleNamespace(generation=None)))
     with pytest.raises(BundleError, match="no language model"):
         BundleModel("a classifier")
+    monkeypatch.setattr(Bundle, "open", lambda *_, **__: SimpleNamespace(payload=SimpleNamespace(generation=()), session=object(), lane="litert-lm"))
+    with pytest.raises(BundleError, match="lane litert-lm cannot be asked"):
+        BundleModel("a runtime that chooses the tokens")
