@@ -111,7 +111,8 @@ class LitertLmModel(LanguageModel):
         offsets = self.tokenizer.encode(prompt.text, add_special_tokens=False).offsets
         for number in range(count - len(self._model.start), 0, -1)[:UNSETTLED]:
             shorter = self.prompt_of_text(prompt.text[:offsets[number - 1][1]])
-            if np.array_equal(shorter.ids, prompt.ids[:len(shorter.ids)]):
+            # Tokens that are parts of a character end where it does.
+            if len(shorter.ids) <= count and np.array_equal(shorter.ids, prompt.ids[:len(shorter.ids)]):
                 return shorter
         raise DataError("A text cannot be cut to the context.", why=f"of {len(prompt.ids):,} tokens, {count:,} are held")
 

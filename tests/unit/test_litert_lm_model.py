@@ -54,6 +54,7 @@ class Reciter(LitertLm):
                 held = []
 
     def log_probabilities(self, text: str) -> np.ndarray:
+        assert len(self.tokens(text)) < CONTEXT
         found = -np.arange(len(self.tokens(text)), dtype=np.float32) / 100
         if text.endswith(STOP) and not self.ends:
             found[-1] = -3.0
@@ -112,6 +113,13 @@ def test_of_a_text_it_tells_how_likely_each_token_is_that_came(payload: Payload,
     positions = [place for place in scored(min(length + 1, CONTEXT)) if place + 1 < CONTEXT - 1]
     assert found.numbers[:, 0].tolist() == np.float32([-(place + 1) / 100 for place in positions]).tolist()
     assert found.came.tolist() == [prompt.ids[place + 1] for place in positions]
+
+
+@pytest.mark.parametrize("length", range(CONTEXT - 6, CONTEXT + 2))
+def test_a_text_is_cut_where_a_character_ends(payload: Payload, length: int) -> None:
+    model = LitertLmModel(payload, Reciter("a"))
+    found = model.expect(model.prompt_of_text("y" * length + "𓀀" * 6), continued=False)
+    assert len(found.came) > 0  # the fake has scored no more than it holds
 
 
 @pytest.mark.parametrize(("text", "ends", "told"), [
