@@ -246,8 +246,9 @@ def prepare(checkpoint: Path, work: Path) -> None:
 def run(work: Path, bundle: Path, threads: tuple[int, ...], rounds: int) -> None:
     """Print the table."""
     peers = str(make_peers(work))
-    lanes = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["lanes"]
-    engines = {f"edgeexport, {lane}": (sys.executable, "ours", f"{bundle}@{lane}") for lane in lanes}
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    engines = {f"edgeexport, {name}": (sys.executable, "ours", f"{bundle}@{name}") if lane["format"] != "litertlm" else
+               (peers, "litert_lm", str(bundle / manifest["variants"][lane["variant"]]["model"])) for name, lane in manifest["lanes"].items()}
     engines |= {"onnxruntime-genai, bare": (sys.executable, "genai", str(work / "genai")),
                 "LiteRT-LM, bare": (peers, "litert_lm", str(work / "litert" / "model.litertlm")),
                 "llama.cpp Q8_0": (peers, "llama_cpp", str(work / "q8_0.gguf"))}
