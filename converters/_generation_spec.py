@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,12 @@ GOLDEN: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Is 7 prime?"},
      {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And 9?"}),
     ({"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}),
+)
+# What a template writes around anything.
+SHORT: tuple[tuple[dict[str, str], ...], ...] = (
+    ({"role": "user", "content": "a"},),
+    ({"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}),
+    ({"role": "system", "content": "a"}, {"role": "user", "content": "a"}),
 )
 # Something that no template writes by itself.
 MARKER = "lighthousekeeper"
@@ -56,6 +64,15 @@ def write_generation(directory: Path, tokenizer: Tokenizer) -> None:
         sources[f"stop_ids: {number}"] = where
     spec = GenerationSpec(tuple(sorted(stops)), template, tokens, sources)
     (directory / GENERATION_FILE).write_text(json.dumps(spec.as_dict(), indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+
+
+def written(source: str, tokens: Mapping[str, str]) -> list[str]:
+    """The short conversations by a template, as far as it takes them, up to where an answer begins."""
+    found = []
+    for conversation in SHORT:
+        with contextlib.suppress(DataError):
+            found.append(ChatTemplate(source, tokens).render(conversation))
+    return found
 
 
 def special_tokens(directory: Path) -> dict[str, str]:

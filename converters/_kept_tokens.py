@@ -68,7 +68,7 @@ def choose(wanted: Demands, special: Set[int], size: int, tokens: Mapping[int, i
 
     Args:
         wanted: what the tokenizer's model asks.
-        special: ids that must stay besides.
+        special: ids that must stay besides, with what they are made of.
         size: how many may stay.
         tokens: id → how often it comes in the user's texts.
         texts: id → in how many of them; decides where two come equally often.
@@ -76,7 +76,7 @@ def choose(wanted: Demands, special: Set[int], size: int, tokens: Mapping[int, i
     Raises:
         RecipeError: more must stay than may.
     """
-    kept = wanted.alphabet | special
+    kept = wanted.alphabet.union(*(_with_parts(number, wanted.parts) for number in special))
     if len(kept) > size:
         raise RecipeError(f"A vocabulary of {size:,} tokens is too small for this model.",
                           why="its special tokens and single characters, without which texts would become unknown, are "

@@ -12,7 +12,7 @@ from edgeexport.artifact import Kind, Spec, Task
 from edgeexport.dataset import ROWS_FILE, Row, read_rows
 from edgeexport.errors import DataError
 from edgeexport.session.evidence import Answers
-from edgeexport.session.scoring import CONTINUED, NOTHING, Expectation, add_expectation, expectation, scored
+from edgeexport.session.scoring import CONTINUED, NOTHING, Expectation, add_expectation, ends_of, expectation, scored
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._task_model import load_model, read_text
@@ -70,22 +70,26 @@ class Original:
 
     def add(self, found: Answers, row: Row) -> None:
         """Add what the original says of a row."""
-        whole, continued = self.encode(row)
+        whole, ends, continued = self.encode(row)
         ids = whole[:self.context]
         said = self.continue_text(ids) if continued else self.read_text(ids)
-        add_expectation(found, ids, said or NOTHING, len(whole) > self.context, continued=continued)
+        add_expectation(found, ids, ends, said or NOTHING, len(whole) > self.context, continued=continued)
 
-    def encode(self, row: Row) -> tuple[np.ndarray, bool]:
-        """The tokens of a row, int64 [length], and whether it is to be continued."""
+    def encode(self, row: Row) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The tokens of a row, int64 [length]; up to which character of its text each reaches; and whether it is to be continued."""
         if row.messages is None:
-            return np.asarray(self.tokenizer(row.text, verbose=False)["input_ids"], np.int64), row.role == "prompt"
+            return *self._tokens(row.text), row.role == "prompt"
         open_end = row.messages[-1].role != "assistant"
         messages = [message.model_dump() for message in row.messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_end)
         except Exception as exc:  # whatever a template raises
             raise DataError(f"The chat template refuses the conversation of row {row.id}.", why=str(exc)) from exc
-        return np.asarray(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int64), open_end
+        return *self._tokens(str(text), add_special_tokens=False), open_end
+
+    def _tokens(self, text: str, **options: bool) -> tuple[np.ndarray, np.ndarray]:
+        found = self.tokenizer(text, verbose=False, return_offsets_mapping=True, **options)
+        return np.asarray(found["input_ids"], np.int64), ends_of(found["offset_mapping"])
 
     def read_text(self, ids: np.ndarray) -> Expectation | None:
         """What is expected at the scored positions of a text."""

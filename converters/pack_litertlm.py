@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.errors import DataError
-from edgeexport.session.chat import ChatTemplate
 from edgeexport.session.generation import GENERATION_FILE, GenerationSpec, read_generation_spec
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._generation_spec import written
 from ._task_model import read_text
 from ._tflite_file import compact, mapped
 
 FILE = "model.litertlm"
 BEGIN = "bos_token"
-# Conversations that templates write: by one of them it is seen how they begin.
-CONVERSATIONS = ([{"role": "user", "content": "a"}], [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
 TEXT_OF_PARTS = (
     "{%- set found = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
@@ -98,18 +95,8 @@ def start_token(spec: GenerationSpec, tokenizer: Path) -> int | None:
         return None
     if not spec.chat_template:
         return number if found.encode("a").ids[:1] == [number] else None
-    return number if written(spec.chat_template, spec.tokens).startswith(begin) and not written(
-        spec.chat_template, spec.tokens | {BEGIN: ""}).startswith(begin) else None
-
-
-def written(source: str, tokens: Mapping[str, str]) -> str:
-    """A short conversation by a template; empty where it takes none."""
-    for conversation in CONVERSATIONS:
-        try:
-            return ChatTemplate(source, tokens).render(conversation)
-        except DataError:
-            continue
-    return ""
+    as_is, without = (next(iter(written(spec.chat_template, spec.tokens | more)), "") for more in ({}, {BEGIN: ""}))
+    return number if as_is.startswith(begin) and not without.startswith(begin) else None
 
 
 def template(spec: GenerationSpec, *, begins: bool) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +14,13 @@ from pydantic import Field
 
 from edgeexport.artifact import Kind, Spec
 from edgeexport.errors import CheckpointError
+from edgeexport.session.generation import GENERATION_FILE, read_generation_spec
 from edgeexport.session.text import TextSpec
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._architecture import ARCHITECTURES, Architecture
 from ._coverage import count_tokens, measure_coverage, read_texts
+from ._generation_spec import written
 from ._kept_tokens import choose, demands
 from ._own_code import brings_code
 from ._pruned_model import pruned_spec, save_model
@@ -86,7 +89,8 @@ class TrimVocabulary(Step):
         model = load_model(source, checkpoint.spec.require_task())
         apart = before.added | added_by_transformers(source, before)
         wanted = demands(before, apart)
-        kept = choose(wanted, apart | before.named() | named_by_model(model, text, before), self.size, tokens, in_texts)
+        needed = apart | before.named() | named_by_model(model, text, before) | named_by_generation(source, before)
+        kept = choose(wanted, needed, self.size, tokens, in_texts)
         new_ids = {old: new for new, old in enumerate(kept)}
         after = before.with_tokens(new_ids, unknown_last=wanted.unknown_last)
         coverage: dict[str, Any] = {"kept": len(kept), "dropped": len(set(before.ids.values()) - new_ids.keys()),
@@ -133,11 +137,20 @@ def named_by_model(model: PreTrainedModel, text: TextSpec, file: TokenizerFile) 
                               hint="set pad_token_id in config.json to the id of the tokenizer's padding token")
     named = {text.pad_id, *([] if text.mask_id is None else [text.mask_id])}
     named |= named_ids(model.config.to_dict())
-    positions = getattr(model.base_model.embeddings, "position_embeddings", None)
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if positions is not None and positions.padding_idx is not None:
         # Positions are counted from padding's id on, which therefore must not change: what stands before it stays.
         named |= set(range(positions.padding_idx))
     return named & tokens
+
+
+def named_by_generation(source: Path, file: TokenizerFile) -> set[int]:
+    """Ids that end a language model's texts, and those that its chat template writes around what is said; nothing for other models."""
+    if not (source / GENERATION_FILE).is_file():
+        return set()
+    spec = read_generation_spec(source / GENERATION_FILE)
+    texts = written(spec.chat_template, spec.tokens) if spec.chat_template else []
+    return {*spec.stop_ids, *(number for text in texts for number in file.tokenizer.encode(text, add_special_tokens=False).ids)}
 
 
 def select_tokens(model: PreTrainedModel, architecture: Architecture, new_ids: Mapping[int, int]) -> None:
@@ -153,10 +166,11 @@ def select_tokens(model: PreTrainedModel, architecture: Architecture, new_ids: M
                 if id(parameter) not in done:
                     done[id(parameter)] = torch.nn.Parameter(parameter.detach().index_select(dimension, index))
                 setattr(model.get_submodule(path), kind, done[id(parameter)])
-    old = model.config.to_dict()
-    for key, value in renumbered(old, new_ids).items():
-        if value != old[key]:
-            setattr(model.config, key, value)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        old = config.to_dict() if config is not None else {}
+        for key, value in renumbered(old, new_ids).items():
+            if value != old[key]:
+                setattr(config, key, value)
     model.config.vocab_size = len(new_ids)
 
 
@@ -173,5 +187,11 @@ def write_text_files(out: Path, tokenizer: TokenizerFile, text: TextSpec, new_id
             data["added_tokens_decoder"] = {str(new_ids[int(number)]): token for number, token in data["added_tokens_decoder"].items()
                                             if int(number) in new_ids}
         config.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    if (out / GENERATION_FILE).is_file():
+        spec = read_generation_spec(out / GENERATION_FILE)
+        sources = {f"stop_ids: {new_ids[stop]}": spec.sources[f"stop_ids: {stop}"] for stop in spec.stop_ids}
+        spec = replace(spec, stop_ids=tuple(sorted(new_ids[stop] for stop in spec.stop_ids)),
+                       sources={key: where for key, where in spec.sources.items() if not key.startswith("stop_ids: ")} | sources)
+        (out / GENERATION_FILE).write_text(json.dumps(spec.as_dict(), indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     changed = text.as_dict() | {"pad_id": new_ids[text.pad_id], "mask_id": None if text.mask_id is None else new_ids[text.mask_id]}
     (out / "text.json").write_text(json.dumps(changed, indent=1, sort_keys=True), encoding="utf-8")

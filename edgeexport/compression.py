@@ -41,9 +41,12 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
     """
     section, checkpoint = resolved.recipe.compress, original
     generates = resolved.spec.task is Task.TEXT_GENERATION
-    if generates and (section.vocabulary or section.embeddings):
-        raise PlanError("The tokens of a language model are what it answers with.", why="[compress] makes a language model's layers smaller so far",
-                        hint="take compress.vocabulary and compress.embeddings out; in the lanes the table has 8 bits")
+    if generates and section.embeddings:
+        raise PlanError("The table of a language model is what it answers with, too.", hint="take compress.embeddings out; compress.vocabulary helps")
+    if generates and section.vocabulary and "evaluation" not in resolved.datasets:
+        raise PlanError("A language model with fewer tokens needs evaluation data.",
+                        why="it cuts texts into other tokens than the original, and only how likely it holds texts of yours to be can be compared",
+                        hint='add [data.evaluation] with file = "texts.txt"')
     if section.vocabulary is not None:
         if resolved.spec.task is Task.FILL_MASK:
             raise PlanError("The vocabulary of a model that fills in tokens is what it answers with.",
@@ -65,7 +68,8 @@ def plan_compression(graph: Graph, resolved: Resolved, original: str) -> str:
         checkpoint = graph.must("reconstruct_layers", make_step("reconstruct_layers"),
                                 {"checkpoint": checkpoint, "original": whole, "training": "@training"})
     if section.distill is not None:
-        checkpoint = _distill(graph, resolved, section.distill, original, checkpoint)
+        # What comes next can only be taught in the same tokens.
+        checkpoint = _distill(graph, resolved, section.distill, whole if generates else original, checkpoint)
     return checkpoint
 
 

@@ -143,7 +143,7 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         sampling = Sampling(temperature=float(wishes.get("temperature", 1.0)), top_k=int(wishes.get("top_k", 0)),
                             top_p=float(wishes.get("top_p", 1.0)), seed=0) if drawn else Sampling()
         ids = np.asarray(self.tok_encode(prompt)[-(self._model.decoder.context - tokens):], np.int64)
-        return "".join(piece.text for piece in self._model.generate(Prompt(prompt, ids), sampling, tokens, stops))
+        return "".join(piece.text for piece in self._model.generate(Prompt(prompt, ids, np.zeros(0, np.int64)), sampling, tokens, stops))
 
 
 if __name__ == "__main__":

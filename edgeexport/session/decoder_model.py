@@ -32,12 +32,16 @@ class DecoderModel(LanguageModel):
 
     def prompt_of_text(self, text: str) -> Prompt:
         """A text to go on with, with the tokens that the tokenizer puts around one."""
-        return Prompt(text, np.asarray(self.tokenizer.encode(text).ids, np.int64))
+        return self._prompt(text, begins=True)
 
     def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
         """A conversation as the template writes it, which writes all special tokens itself."""
-        text = self.write_conversation(messages, answer=answer)
-        return Prompt(text, np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64))
+        return self._prompt(self.write_conversation(messages, answer=answer), begins=False)
+
+    def _prompt(self, text: str, *, begins: bool) -> Prompt:
+        """A text with its tokens; `begins` puts those around it that the tokenizer adds."""
+        encoded = self.tokenizer.encode(text, add_special_tokens=begins)
+        return Prompt(text, np.asarray(encoded.ids, np.int64), scoring.ends_of(encoded.offsets))
 
     def write_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
         """A conversation as the template writes it, which writes all special tokens itself; see :meth:`prompt_of_conversation`."""

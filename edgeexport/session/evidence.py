@@ -25,7 +25,8 @@ class Answers:
         decisions: for each row the integers of :func:`edgeexport.session.tasks.decision`.
         tokens: for each row the number of tokens that the model was given.
         truncated: for each row whether tokens were cut off.
-        spans: for each row int64 [words, 2]: where the words lie that the decisions are about; of no words but in token classification.
+        spans: for each row int64 [words, 2]: in token classification, where the words lie that the decisions are about; of a language model, from
+            which character to which each token reaches that numbers are about.
         ids: for each row int64 [length]: the tokens that the model saw, and behind those that it was given the ones it went on with.
     """
 

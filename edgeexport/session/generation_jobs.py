@@ -30,7 +30,7 @@ def score_rows(model: LanguageModel, rows: list[dict[str, Any]], label: str) -> 
     for number, row in enumerate(rows):
         prompt, continued = model.prompt_of_row(row)
         said = model.expect(prompt, continued=continued)
-        scoring.add_expectation(found, prompt.ids[:context], said, len(prompt.ids) > context, continued=continued)
+        scoring.add_expectation(found, prompt.ids[:context], prompt.ends, said, len(prompt.ids) > context, continued=continued)
         report((number + 1) / len(rows), f"{label}: {number + 1} of {len(rows)} texts")
     return found
 

@@ -28,10 +28,12 @@ class Prompt(NamedTuple):
     Attributes:
         text: as text; special tokens that a template writes are in it, those that a tokenizer puts around a text are not.
         ids: as the model reads it, int64 [length].
+        ends: up to which character of the text each token reaches, int64 [length].
     """
 
     text: str
     ids: np.ndarray
+    ends: np.ndarray
 
 
 class LanguageModel(ABC):

@@ -42,7 +42,10 @@ class LitertLmModel(LanguageModel):
 
     def prompt_of_text(self, text: str) -> Prompt:
         """A text to go on with, as LiteRT-LM reads it."""
-        return Prompt(text, np.asarray(self._model.tokens(text), np.int64))
+        ids = np.asarray(self._model.tokens(text), np.int64)
+        places = [(0, 0)] * len(self._model.start) + self.tokenizer.encode(text, add_special_tokens=False).offsets
+        # Where LiteRT-LM reads other tokens than the tokenizer makes, which fails the lane, nothing says where they lie.
+        return Prompt(text, ids, scoring.ends_of(places if len(places) == len(ids) else [(0, 0)] * len(ids)))
 
     def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
         """A conversation as the template in the file writes it."""
@@ -108,9 +111,8 @@ class LitertLmModel(LanguageModel):
         """The beginning of a prompt, of so many tokens or a few less: one that ends where a token does, and leaves those before as they are."""
         if len(prompt.ids) <= count:
             return prompt
-        offsets = self.tokenizer.encode(prompt.text, add_special_tokens=False).offsets
-        for number in range(count - len(self._model.start), 0, -1)[:UNSETTLED]:
-            shorter = self.prompt_of_text(prompt.text[:offsets[number - 1][1]])
+        for number in range(count, len(self._model.start), -1)[:UNSETTLED]:
+            shorter = self.prompt_of_text(prompt.text[:prompt.ends[number - 1]])
             # Tokens that are parts of a character end where it does.
             if len(shorter.ids) <= count and np.array_equal(shorter.ids, prompt.ids[:len(shorter.ids)]):
                 return shorter

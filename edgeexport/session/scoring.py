@@ -116,7 +116,22 @@ def continue_text(decoder: Decoder, ids: np.ndarray) -> Expectation | None:
     return expectation(logits, [int(each.argmax()) for each in logits]) if logits else None
 
 
-def add_expectation(found: Answers, ids: np.ndarray, said: Expectation, truncated: bool, *, continued: bool) -> None:
-    """Add what a model says of one row: of the tokens that it was given, or of those that it went on with."""
-    whole = np.concatenate([ids, said.came]) if continued else ids
-    found.add(said.numbers, said.tokens.ravel().tolist(), len(ids), truncated, ids=whole)
+def ends_of(offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Up to which character each token reaches, int64 [length], of where they lie; what a tokenizer adds lies nowhere."""
+    return np.maximum.accumulate(np.array([end for _, end in offsets], np.int64))
+
+
+def add_expectation(found: Answers, ids: np.ndarray, ends: np.ndarray, said: Expectation, truncated: bool, *, continued: bool) -> None:
+    """Add what a model says of one row: of the tokens that it was given, or of those that it went on with.
+
+    Args:
+        found: gets it.
+        ids: the tokens that it was given, int64 [length].
+        ends: up to which character of the text each of them reaches, int64 [length or more].
+        said: what it says.
+        truncated: whether there were more.
+        continued: whether it went on with them.
+    """
+    places = np.array([] if continued else scored(len(ids))[:len(said.numbers)], np.int64)
+    found.add(said.numbers, said.tokens.ravel().tolist(), len(ids), truncated, np.stack([ends[places], ends[places + 1]], axis=1),
+              ids=np.concatenate([ids, said.came]) if continued else ids)

@@ -127,6 +127,11 @@ def bootstrap(statistics: Sequence[Statistic], clusters: Sequence[object]) -> li
     return estimates
 
 
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    """The sum of per-example numerators by that of denominators, as a statistic for :func:`bootstrap`."""
+    return lambda weights: (weights @ numerators) / (weights @ denominators)
+
+
 def weighted_mean(values: np.ndarray) -> Statistic:
     """The mean of per-example values, as a statistic for :func:`bootstrap`."""
     numbers = values.astype(np.float64)

@@ -11,8 +11,8 @@ from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.session.tasks import entity_runs
 from edgeexport.verify.check import Check, at_most
-from edgeexport.verify.expectations import aligned, came
-from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, unseen, weighted_mean
+from edgeexport.verify.expectations import aligned, came, is_continued, same_prompt
+from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, ratio, unseen, weighted_mean
 
 
 class MetricResult(Model):
@@ -122,10 +122,36 @@ def compare(task: Task, rows: Sequence[Row], labels: Sequence[str], reference: A
         result = _result("entity F1", entity_f1(truths, found), entity_f1(truths, kept), [row.id for row in rows])
         return [_unproven(result, np.array([x != y for x, y in zip(found, kept, strict=True)]), [row.id for row in rows])]
     if task is Task.TEXT_GENERATION:
+        return likelihoods(reference, lane)
+    return []
+
+
+def likelihoods(reference: Answers, lane: Answers) -> list[MetricResult]:
+    """The log-likelihood per token, of the same tokens; or where one of the two cuts texts into others, per character, and in the scale of the
+    reference's tokens. Nothing where there is no token."""
+    if all(same_prompt(reference, lane, row) for row in range(len(reference.tokens))):
         ours, theirs = aligned(reference, lane)
         (a, texts), (b, _) = came(ours), came(theirs)
         return [_result("log-likelihood per token", weighted_mean(a), weighted_mean(b), texts.tolist())] if len(a) else []
-    return []
+    totals = [_by_text(answers) for answers in (reference, lane)]
+    read = (totals[0][1] > 0) & (totals[1][1] > 0)
+    tokens = sum(len(numbers) for numbers, counts in zip(reference.numbers, read, strict=True) if counts)
+    if not tokens:
+        return []
+    scale = totals[0][1][read].sum() / tokens
+    of_reference, of_lane = (ratio(scale * logs[read], characters[read]) for logs, characters in totals)
+    found = _result("log-likelihood per token", of_reference, of_lane, np.flatnonzero(read).tolist())
+    return [found.model_copy(update={name: getattr(found, name).model_copy(update={"n": tokens}) for name in ("reference", "lane", "drop")})]
+
+
+def _by_text(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the log-likelihoods of each text's tokens, and how many characters they are: float64 [texts] each; nothing of continuations."""
+    logs, characters = np.zeros(len(answers.tokens)), np.zeros(len(answers.tokens))
+    values, rows = came(answers)
+    np.add.at(logs, rows, values)
+    for row, spans in enumerate(answers.spans):
+        characters[row] = 0 if is_continued(answers, row) else float((spans[:, 1] - spans[:, 0]).sum())
+    return logs, characters
 
 
 def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence[object],

@@ -49,7 +49,7 @@ def write_decoder(directory: Path, family: str, *, chat: bool = True, **config: 
     tokenizer = byte_level()
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
     special = {"bos_token_id": ids[START], "eos_token_id": ids[END], "pad_token_id": ids[END]}
-    settings = transformers.AutoConfig.for_model(family, vocab_size=tokenizer.get_vocab_size(), **special | FAMILIES[family] | config)
+    settings = transformers.AutoConfig.for_model(family, **{"vocab_size": tokenizer.get_vocab_size(), **special, **FAMILIES[family], **config})
     model = transformers.AutoModelForCausalLM.from_config(settings).eval()
     randomize(model, 1.3)
     model.save_pretrained(directory)

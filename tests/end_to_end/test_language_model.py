@@ -34,6 +34,8 @@ SMALLER = """[data.evaluation]
 file = "evaluation.txt"
 [[data.training]]
 file = "training.txt"
+[compress.vocabulary]
+size = 400
 [compress.prune]
 layers = 1
 heads = 0.5
@@ -249,5 +251,6 @@ def test_a_smaller_model_is_taught_and_judged_by_the_texts_of_the_recipe(
         drop = checks["drop of log-likelihood per token"]["figure"]
         assert drop["value"] > 0.05 and drop["n"] > 100
         assert lane["size_bytes"] < 0.8 * whole[name]["size_bytes"]
+    assert report["compression"]["vocabulary"][1] == 400
     page = (cli.directory / "bundles" / "tiny-chat-linux-x86_64" / "report.html").read_text(encoding="utf-8")
     assert "log-likelihood per token" in page

@@ -30,7 +30,7 @@ def answers(given: list[tuple[np.ndarray, np.ndarray]], noise: float = 0.0, seed
     rng, found = np.random.default_rng(seed), Answers([], [], [], [])
     for ids, logits in given:
         noisy = logits + noise * rng.normal(size=logits.shape)
-        add_expectation(found, ids, expectation(noisy.astype(np.float32), ids[1:]), False, continued=False)
+        add_expectation(found, ids, 4 * np.arange(1, len(ids) + 1), expectation(noisy.astype(np.float32), ids[1:]), False, continued=False)
     return found
 
 
@@ -43,7 +43,7 @@ def continued(choices: list[list[int]], logits: np.ndarray) -> Answers:
             step = logits.copy()
             step[token] = step.max() + 1e-6 if token != int(step.argmax()) else step[token]
             steps.append(step)
-        add_expectation(found, np.array([5, 6]), expectation(np.stack(steps).astype(np.float32), chosen), False, continued=True)
+        add_expectation(found, np.array([5, 6]), np.array([4, 8]), expectation(np.stack(steps).astype(np.float32), chosen), False, continued=True)
     return found
 
 
@@ -80,6 +80,24 @@ def test_continuations_are_judged_by_their_tokens_and_as_far_as_they_are_told() 
     assert faithful(*aligned(reference, lane)) == [True, True, False]
     lane.ids[3] = np.array([5, 7])
     assert faithful(*aligned(reference, lane)) == [True, True, False, False]
+
+
+def test_texts_in_other_tokens_are_compared_by_their_characters() -> None:
+    """The same model with two tokens made one everywhere: as likely as both together, and the metric is what it was."""
+    rng = np.random.default_rng(0)
+    logs = [rng.normal(-3, 1, 16) for _ in range(80)]
+    whole, halves = Answers([], [], [], []), Answers([], [], [], [])
+    for row in logs:
+        ends = np.cumsum(rng.integers(1, 6, len(row)) + 1)
+        spans = np.stack([np.concatenate([[1], ends[:-1]]), ends], axis=1)
+        halves.add(row[:, None], [], 17, False, spans, ids=np.arange(17))
+        whole.add(row.reshape(-1, 2).sum(axis=1)[:, None], [], 9, False, np.stack([spans[::2, 0], spans[1::2, 1]], axis=1), ids=100 + np.arange(9))
+    (same,), (drop,) = compare(Task.TEXT_GENERATION, [], [], halves, halves), compare(Task.TEXT_GENERATION, [], [], halves, whole)
+    assert drop.name == same.name and drop.reference.value == pytest.approx(same.reference.value) == pytest.approx(np.mean(logs))
+    assert drop.drop.value == pytest.approx(0, abs=1e-6) and drop.drop.n == 80 * 16
+    worse = replace(whole, numbers=[numbers - 0.2 for numbers in whole.numbers])
+    (drop,) = compare(Task.TEXT_GENERATION, [], [], halves, worse)
+    assert drop.drop.value == pytest.approx(0.1) and drop.drop.low > 0.09  # of a token of the reference
 
 
 def test_another_model_fails_everywhere() -> None:

@@ -68,7 +68,7 @@ def test_prompts_are_read_in_pieces_that_fit_twice_into_the_context(context: int
 
 
 @pytest.mark.parametrize(("recipe", "changes", "told"), [
-    ({"compress": {"vocabulary": {"size": 100}}}, {}, "what it answers with"),
+    ({"compress": {"vocabulary": {"size": 100}}}, {}, "needs evaluation data"),
     ({"compress": {"embeddings": {"rank": 8}}}, {}, "what it answers with"),
     ({"compress": {"prune": {"heads": 0.5}}}, {}, "needs training data"),
     ({"export": {"lengths": [16, 2048]}}, {}, "holds 1024 tokens"),

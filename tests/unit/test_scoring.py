@@ -69,7 +69,7 @@ def test_what_is_said_is_what_softmax_says() -> None:
 def test_a_text_of_one_token_says_nothing() -> None:
     assert read_text(Drift(), np.array([3])) is None and read_text(Drift(), np.zeros(0, np.int64)) is None
     found = Answers([], [], [], [])
-    add_expectation(found, np.array([3]), NOTHING, False, continued=False)
+    add_expectation(found, np.array([3]), np.array([1]), NOTHING, False, continued=False)
     assert found.numbers[0].shape == (0, 1 + LIKELIEST) and found.tokens == [1]
 
 
@@ -83,7 +83,7 @@ def test_a_prompt_is_gone_on_with_by_the_likeliest() -> None:
         assert found.tokens[row, 0] == best and found.numbers[row, 0] == found.numbers[row, 1]
         held = np.append(held, best)
     kept = Answers([], [], [], [])
-    add_expectation(kept, ids, found, False, continued=True)
+    add_expectation(kept, ids, np.arange(len(ids)), found, False, continued=True)
     assert kept.tokens == [3] and kept.ids[0].tolist() == held.tolist()
 
 
