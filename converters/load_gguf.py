@@ -49,7 +49,8 @@ class LoadGguf(Step):
         path = inputs["source"].path / name
         if digest_file(path) != digest:
             raise CheckpointError(f"{name} was changed while it was read.", hint="start again when nothing writes to it")
-        metadata = read_gguf_header(path).metadata
+        header = read_gguf_header(path)
+        metadata = header.metadata
         context.report(None, "making the tokenizer")
         make_tokenizer(metadata).save(str(out / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens(metadata)}
@@ -57,7 +58,7 @@ class LoadGguf(Step):
             settings["chat_template"] = metadata[TEMPLATE]
         (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         context.report(None, "unpacking the weights")
-        unpack(path, out, context)
+        unpack(path, sum(tensor.count for tensor in header.tensors.values()), out, context)
         say_what_ends_texts(out, special_ids(metadata))
         if self.text is not None:
             write_text(out, self.text, self.spec, context)
@@ -72,11 +73,17 @@ def say_what_ends_texts(out: Path, ids: Mapping[str, int]) -> None:
     (out / "generation_config.json").unlink(missing_ok=True)
 
 
-def unpack(path: Path, out: Path, context: Context) -> None:
+def unpack(path: Path, count: int, out: Path, context: Context) -> None:
     """Write config.json and safetensors.
 
+    Args:
+        path: the file.
+        count: how many weights are in it.
+        out: the folder to write to.
+        context: says how many threads there are.
+
     Raises:
-        CheckpointError: Transformers can't read the file.
+        CheckpointError: Transformers can't read the file, or not all of it.
     """
     import torch
     import transformers
@@ -94,6 +101,10 @@ def unpack(path: Path, out: Path, context: Context) -> None:
     if info["missing_keys"]:
         raise CheckpointError("Weights are missing from the GGUF file.", why=", ".join(sorted(info["missing_keys"])[:4]),
                               hint="the model would answer from random weights; convert the original checkpoint again")
+    unread = count - sum(parameter.numel() for parameter in model.parameters())
+    if unread > 0:
+        raise CheckpointError("Not all of the GGUF file is read.", why=f"{unread:,} of its {count:,} weights have no place in Transformers' model",
+                              hint="name the original checkpoint as source")
     # It says that it is still packed, and would be saved so.
     model.config.__dict__.pop("quantization_config", None)
     model.config.__dict__.pop("_name_or_path", None)

@@ -35,8 +35,8 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def pack(directory: Path, path: Path, kind: Any, **changed: Any) -> Path:
-    """A checkpoint of llama's family as a GGUF file, as llama.cpp's converter makes one; metadata of None are left out."""
+def pack(directory: Path, path: Path, kind: Any, more: dict[str, np.ndarray] | None = None, **changed: Any) -> Path:
+    """A checkpoint of llama's family as a GGUF file, as llama.cpp's converter makes one, with more tensors; metadata of None are left out."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     config, tokenizer = model.config, byte_level()
     vocabulary = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
@@ -67,6 +67,8 @@ def pack(directory: Path, path: Path, kind: Any, **changed: Any) -> Path:
                 values = turned(values, config.num_attention_heads if part.endswith("q_proj") else config.num_key_value_heads)
         packed = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(place, gguf.quants.quantize(values, packed), raw_dtype=packed)
+    for place, values in (more or {}).items():
+        writer.add_tensor(place, values)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         write()
     return path
@@ -127,6 +129,13 @@ def test_what_would_be_wrong_on_the_device_is_refused(zoo: Zoo, original: Path, 
         changed = changed | {"tokenizer.chat_template": None}
     with pytest.raises(CheckpointError, match=told):
         loaded(zoo, pack(original, tmp_path / "m.gguf", gguf.GGMLQuantizationType.F32, **changed))
+
+
+def test_weights_that_would_be_left_out_are_told(zoo: Zoo, original: Path, tmp_path: Path) -> None:
+    biased = pack(original, tmp_path / "m.gguf", gguf.GGMLQuantizationType.F32, {"blk.0.attn_q.bias": np.ones(64, np.float32)})
+    with pytest.raises(CheckpointError, match="Not all of the GGUF file is read") as raised:
+        loaded(zoo, biased)
+    assert str(raised.value.why).startswith("64 of its")
 
 
 def test_pieces_of_sentencepiece_are_joined_by_their_scores() -> None:
