@@ -40,7 +40,7 @@ def test_a_model_alone_and_beside_another(zoo: Zoo, tmp_path: Path, monkeypatch:
     alone = agent.measure_speed(job, tmp_path)
     assert "original_latency_ms" not in alone
     order: list[str] = []
-    opened = agent.open_session
+    opened = agent.open_job
 
     def watched(given: dict[str, Any]) -> Any:
         session = opened(given)
@@ -48,7 +48,7 @@ def test_a_model_alone_and_beside_another(zoo: Zoo, tmp_path: Path, monkeypatch:
         session.model.run = lambda feeds: order.append(name) or run(feeds)  # type: ignore[method-assign,func-returns-value]
         return session
 
-    monkeypatch.setattr(agent, "open_session", watched)
+    monkeypatch.setattr(agent, "open_job", watched)
     found = agent.measure_speed(job | {"original": {"payload": job["payload"], "variant": "v", "mark": " original"}}, tmp_path)
     for name in ("latency_ms", "original_latency_ms"):
         assert list(found[name]) == [str(length) for length in LENGTHS]
