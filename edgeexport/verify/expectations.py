@@ -187,9 +187,12 @@ def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: M
     equal, where = agreements(reference, lane) if tells else (np.zeros(0, np.bool_), np.zeros(0, np.int64))
     if len(equal):
         estimate, sure = bootstrap([weighted_mean(equal)], where.tolist())[0], len(equal) / len(everywhere)
+        bound, count = bound_for("agreement", Task.TEXT_GENERATION, given), len(np.unique(where))
+        needed = enough(1 - bound) if bound is not None and 0 < bound < 1 else 0
         check("agreement", "same likeliest token where the original is sure",
               estimate.model_copy(update={"low": min(estimate.low, 1 - unseen(~equal, where.tolist()))}), most=False,
-              note=f"the original is at {sure:.0%} of {len(everywhere):,} positions; elsewhere its second token is nearly as likely as its first")
+              note=f"{count} texts are too few to prove it, even without any difference; {needed} can" if count < needed else
+              f"the original is at {sure:.0%} of {len(everywhere):,} positions; elsewhere its second token is nearly as likely as its first")
     kept = faithful(reference, lane)
     if kept:
         estimate, bound = proportion(sum(kept), len(kept)), bound_for("continuations", Task.TEXT_GENERATION, given)

@@ -64,6 +64,12 @@ def test_the_same_model_passes() -> None:
     assert ratio is not None and not isinstance(ratio, float) and ratio.value == ratio.low == ratio.high == 1.0
 
 
+def test_too_few_texts_are_told_however_near_the_lane_is() -> None:
+    found = checks(answers(texts(100)), answers(texts(100)))["same likeliest token where the original is sure"]
+    assert found.verdict is Verdict.INCONCLUSIVE and found.note == "100 texts are too few to prove it, even without any difference; 122 can"
+    assert checks(answers(texts(122)), answers(texts(122)))["same likeliest token where the original is sure"].verdict is Verdict.PASS
+
+
 def test_what_a_runtime_does_not_tell_is_not_judged() -> None:
     given = texts(200)
     whole, found = (checks(answers(given), lane) for lane in (answers(given, 0.01), without_others(answers(given, 0.01))))
