@@ -14,11 +14,13 @@ Source: the behaviour of LiteRT-LM 0.18.1, as tests/converters/test_pack_litertl
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
-from edgeexport.artifact import Kind, Spec
+from edgeexport.artifact import Kind, Spec, digest_file
 from edgeexport.session.generation import GENERATION_FILE, GenerationSpec, read_generation_spec
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -71,14 +73,17 @@ class PackLitertlm(Step):
         if spec.chat_template:
             metadata.jinja_prompt_template = template(spec, begins=start is None)
 
-        (context.scratch / "metadata.pb").write_bytes(metadata.SerializeToString())
-        fixed = context.scratch / "model.tflite"
+        said, fixed = context.scratch / "metadata.pb", context.scratch / "model.tflite"
+        said.write_bytes(metadata.SerializeToString(deterministic=True))
         fixed.write_bytes(compact(mapped(model.path / "model.tflite"), fixed=True))
         builder = litertlm_builder.LitertLmFileBuilder()
-        builder.add_llm_metadata(str(context.scratch / "metadata.pb"))
+        builder.add_llm_metadata(str(said))
         builder.add_hf_tokenizer(str(tokenizer))
         builder.add_tflite_model(str(fixed), litertlm_builder.TfLiteModelType.PREFILL_DECODE)
-        with (out / FILE).open("wb") as file:
+        # The builder writes a random number and the time into each file; ours is the same for the same content.
+        number = uuid.uuid5(uuid.NAMESPACE_OID, "".join(digest_file(path) for path in (said, tokenizer, fixed)))
+        own = [litertlm_builder.Metadata(key="uuid", value=str(number), dtype=litertlm_builder.DType.STRING)]
+        with (out / FILE).open("wb") as file, patch.object(litertlm_builder, "populate_system_metadata", lambda _: own):
             builder.build(file)
         fixed.unlink()
         return self.infer({"model": model.spec})  # type: ignore[return-value]

@@ -93,8 +93,9 @@ class LitertLmModel(LanguageModel):
         else:
             # Whether a stop token ended it, or bytes came that are no character yet, is not said. What has half of the probability did.
             stops = {stop: text + str(self.tokenizer.id_to_token(stop)) for stop in self.spec.stop_ids} if len(pieces) < room else {}
-            ids += [stop for stop, whole in stops.items() if self._model.log_probabilities(whole)[-1] > math.log(0.5)]
-            text = stops.get(ids[-1], text)
+            for stop, whole in stops.items():
+                if self._model.log_probabilities(whole)[-1] > math.log(0.5):
+                    text, ids = whole, [*ids, stop]
         place = slice(len(prompt.ids), len(ids))
         return scoring.came_only(self._model.log_probabilities(text)[place], np.asarray(ids[place], np.int64))
 

@@ -186,6 +186,12 @@ def test_a_file_that_ends_texts_elsewhere_is_refused(packer: Packer) -> None:
         packer.answers(payload, ROWS[:1])
 
 
+def test_the_same_model_is_the_same_file(packer: Packer) -> None:
+    one, same, other = (packer(change)[1].path / "variants" / "v" / "model.litertlm" for change in (
+        lambda directory: None, lambda directory: None, lambda directory: settings(directory, chat_template=WITH_BEGIN)))
+    assert one.read_bytes() == same.read_bytes() != other.read_bytes()
+
+
 def test_the_file_is_inspected_as_the_model_in_it(packer: Packer) -> None:
     _, payload = packer()
     path = payload.path / "variants" / "v" / "model.litertlm"
