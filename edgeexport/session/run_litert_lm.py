@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgeexport.errors import DataError
-from edgeexport.session.run_tflite_decoder import quietly
+from edgeexport.session.run_tflite_decoder import SHARED_WEIGHTS, quietly
 from edgeexport.session.sampling import Sampling
 
-# Otherwise it writes the weights, as XNNPACK wants them, beside the model.
-NO_CACHE = ":nocache"
 # To draw from so many of the likeliest tokens is to draw from all.
 EVERY_TOKEN = 2**31 - 1
 
@@ -36,7 +34,8 @@ class LitertLm:
 
         litert_lm.set_min_log_severity(litert_lm.LogSeverity.SILENT)
         with quietly():
-            self._engine = litert_lm.Engine(str(path), backend=litert_lm.Backend.CPU(thread_count=threads), cache_dir=NO_CACHE)
+            # Unless it is told otherwise, it writes the weights as XNNPACK wants them beside the model.
+            self._engine = litert_lm.Engine(str(path), backend=litert_lm.Backend.CPU(thread_count=threads), cache_dir=SHARED_WEIGHTS)
         self._library, self.context = litert_lm, context
         start = self._engine.bos_token_id
         self.start: tuple[int, ...] = () if start is None else (start,)
