@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 OUTLIERS_FILE = "outliers.npz"
 BATCH = 32
-# What a language model writes.
-WRITTEN_TEXTS, WRITTEN_TOKENS = 4, 256
+# What a language model writes: of SmolLM2 twice as many tokens make nothing better, and half as many cost a tenth of what smoothing gains.
+WRITTEN_TEXTS, WRITTEN_TOKENS = 8, 128
 
 
 class MeasureOutliers(Step):
