@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 OUTLIERS_FILE = "outliers.npz"
 BATCH = 32
-# What a language model writes: of SmolLM2 twice as many tokens make nothing better, and half as many cost a tenth of what smoothing gains.
+# What a language model writes. Of SmolLM2's divergence, simulated, this leaves 0.0066; half as many texts, or texts half as long and twice as many,
+# 0.0072 and 0.0073; and texts twice as long, half as many, 0.0067 in twice the time.
 WRITTEN_TEXTS, WRITTEN_TOKENS = 8, 128
 
 
