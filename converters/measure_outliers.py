@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec
+from edgeexport.errors import CheckpointError
 from edgeexport.policy import Policy
 from edgeexport.step import Context, Refusal, Step, View
 
@@ -76,6 +77,9 @@ class MeasureOutliers(Step):
 def write_texts(model: PreTrainedModel, tokens: int) -> Iterator[float]:
     """Have a language model write texts of so many tokens, drawn from what it expects; tells how far it is.
 
+    Raises:
+        CheckpointError: what it expects is no number.
+
     Source of the idea: Z. Liu and others, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models" (2023), section 2.1.
     """
     import torch
@@ -88,6 +92,9 @@ def write_texts(model: PreTrainedModel, tokens: int) -> Iterator[float]:
         for number in range(tokens):
             said = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = said.past_key_values
+            if not said.logits.isfinite().all():
+                raise CheckpointError("The model answers NaN or infinity.", why=f"so it does for token {number + 1} of a text that it writes itself",
+                                      hint="get the checkpoint again, or look for what spoiled its weights")
             given = torch.multinomial(said.logits[:, -1].softmax(dim=-1), 1, generator=generator)
             yield (number + 1) / tokens
 

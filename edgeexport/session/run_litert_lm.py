@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +92,7 @@ class LitertLm:
             DataError: it holds no text so long.
         """
         beginning: str = self._engine.detokenize(list(self.start)) if self.start else ""
-        with self._engine.create_session(apply_prompt_template=False) as session, contextlib.closing(session):
+        with self._engine.create_session(apply_prompt_template=False) as session:
             try:
                 (scores,) = session.run_text_scoring([beginning + text]).token_scores
             except RuntimeError as exc:

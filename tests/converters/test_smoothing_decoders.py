@@ -15,6 +15,7 @@ from zoo import Zoo, as_rows
 
 from edgeexport.artifact import Task
 from edgeexport.catalog import find_step
+from edgeexport.errors import CheckpointError
 from edgeexport.policy import Policy, preset
 from edgeexport.recipe import ModelSection
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
@@ -91,6 +92,14 @@ def test_a_model_writes_the_same_texts_each_time_as_long_as_its_context(zoo: Zoo
     assert all(torch.equal(one, other) for one, other in zip(*written, strict=True)) and len(written[0]) == 20
     texts = torch.cat(written[0], dim=1)
     assert texts.shape == (WRITTEN_TEXTS, 20) and len({tuple(text.tolist()) for text in texts}) == WRITTEN_TEXTS
+
+
+def test_a_model_of_no_numbers_is_told(zoo: Zoo) -> None:
+    model = load_model(outlying(zoo).path, Task.TEXT_GENERATION)
+    with torch.no_grad():
+        next(model.parameters())[1] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        list(write_texts(model, 3))
 
 
 def test_texts_of_the_user_are_measured_where_there_are_some(zoo: Zoo) -> None:
