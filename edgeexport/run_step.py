@@ -227,6 +227,8 @@ def _failure(request: StepRequest, end: _End, log: Path) -> EdgeExportError:
                           hint="free some memory, use --jobs 1, or build fewer or shorter lengths")
     cause = f"signal {signal.Signals(-end.code).name}" if end.code < 0 else f"exit code {end.code}"
     tail = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-3:]
+    if any(os.strerror(errno.ENOSPC) in line for line in tail):  # as LLVM's last words
+        return OutputError(f"{request.node} failed: the disk is full.", why=tail[-1], hint=FREE_SPACE)
     return StepFailed(what, why=f"{cause}; last output: {' / '.join(tail) or 'none'}", hint=_keep_log(request, log))
 
 

@@ -112,9 +112,10 @@ class Die(Fake):
     name: ClassVar[str] = "die"
 
     how: int
+    words: str = "last words"
 
     def work(self, inputs: Mapping[str, View], out: Path, context: Context) -> None:
-        print("first line\nsecond line\nlast words", flush=True)
+        print(f"first line\nsecond line\n{self.words}", flush=True)
         if self.how >= 0:
             os._exit(self.how)
         os.kill(os.getpid(), -self.how)

@@ -174,6 +174,12 @@ def test_a_workplace_that_cannot_be_written_to_is_told(store: Store, workplace: 
 # -- how a step dies
 
 
+def test_a_process_that_dies_of_a_full_disk_says_so(store: Store, workplace: Path) -> None:
+    error = failure(store, workplace, Die(how=1, words="LLVM ERROR: IO failure on output stream: No space left on device"))
+    assert type(error) is OutputError
+    assert error.what == f"{NODE} failed: the disk is full." and "LLVM" in str(error.why) and "cache prune" in str(error.hint)
+
+
 @pytest.mark.parametrize(("how", "cause"), [(-signal.SIGSEGV, "signal SIGSEGV"), (0, "exit code 0")])
 def test_a_crash_is_told_with_its_cause_and_last_words(store: Store, workplace: Path, how: int, cause: str) -> None:
     error = failure(store, workplace, Die(how=how))
