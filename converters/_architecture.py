@@ -263,6 +263,10 @@ class Layers:
             setattr(self._model.base_model.get_submodule(owner), name, torch.nn.ModuleList(kept))
         self._model.config.num_hidden_layers = len(kept)
 
+    def now(self) -> list[torch.nn.Module]:
+        """Those that run; none where they are one."""
+        return list(self._holder()) if self.differ else []
+
     def _holder(self) -> Iterable[torch.nn.Module]:
         return cast("torch.nn.ModuleList", self._model.base_model.get_submodule(str(self._path)))
 

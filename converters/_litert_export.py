@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeexport.artifact import Kind, Spec
-from edgeexport.step import Context, Refusal
+from edgeexport.step import Context
 
-from ._tflite_file import compact, mapped, module_paths
+from ._tflite_file import mapped, module_paths, read_model, write_compactly
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,10 @@ class Traced(NamedTuple):
     dynamic: Callable[[], Mapping[str, int]] = dict
 
 
-def float_model(checkpoint: Spec, lengths: tuple[int, ...]) -> Spec | Refusal:
-    """A checkpoint as a float32 TFLite file: of about the size of its weights, and refused where a flatbuffer can't hold them."""
-    size = 4 * (checkpoint.parameters or 0)
-    if size >= 2**31:
-        return Refusal(reason=f"TFLite files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
+def float_model(checkpoint: Spec, lengths: tuple[int, ...]) -> Spec:
+    """A checkpoint as a float32 TFLite file, of about the size of its weights."""
     return Spec(kind=Kind.TFLITE, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
-                parameters=checkpoint.parameters, bytes=size, lengths=lengths)
+                parameters=checkpoint.parameters, bytes=4 * (checkpoint.parameters or 0), lengths=lengths)
 
 
 def write_model(trace: Callable[[], Traced], target: Path, context: Context) -> None:
@@ -53,5 +50,5 @@ def write_model(trace: Callable[[], Traced], target: Path, context: Context) -> 
     raw = context.scratch / "model.tflite"
     model.export(str(raw))
     del model, converter, module
-    target.write_bytes(compact(mapped(raw), modules, dynamic()))
+    write_compactly(target, read_model(mapped(raw)), modules, dynamic())
     raw.unlink()

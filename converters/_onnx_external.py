@@ -1,5 +1,7 @@
 """ONNX models whose weights lie in a file beside the graph, read and written a tensor at a time: of a large model, no more is in memory.
 
+A file of its own holds at most 2 GB, which is as long as a message of Protocol Buffers may be.
+
 Source: onnx/docs/ExternalData.md.
 """
 
@@ -16,7 +18,10 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
+LARGEST = 2**31
 MODEL, DATA = "model.onnx", "model.onnx.data"
+# What a graph takes without its weights.
+GRAPH_ROOM = 50_000_000
 # Smaller tensors stay in the graph, where shape inference can see them.
 INLINE_BYTES = 1024
 # A cache line, which vector instructions want; the file is mapped into memory as a whole.
@@ -71,7 +76,7 @@ class ExternalWriter:
         from onnx.numpy_helper import from_array
 
         if values.nbytes < INLINE_BYTES:
-            return from_array(np.ascontiguousarray(values), name)
+            return from_array(np.asarray(values, order="C"), name)  # a scalar stays one
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         tensor = onnx.TensorProto(name=name, dims=values.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
                                   data_location=onnx.TensorProto.EXTERNAL)
@@ -95,3 +100,20 @@ def copy_constants(model: onnx.ModelProto, reader: ExternalReader, writer: Exter
             kept.append(writer.tensor(tensor.name, reader.array(tensor)))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model whose weights are in memory: as one file where that holds them, and else beside the graph; of those, the memory is given back.
+
+    Args:
+        model: is used up.
+        path: the file, called :data:`MODEL` where weights may lie beside it.
+    """
+    import onnx
+
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) + GRAPH_ROOM < LARGEST:
+        onnx.save_model(model, path)
+        return
+    with ExternalWriter(path.parent) as writer:
+        copy_constants(model, ExternalReader(path.parent), writer)
+        writer.save(model)

@@ -14,6 +14,7 @@ from edgeexport.policy import Policy
 from ._activation_ranges import Histogram
 from ._chosen_operator import ChosenOperator
 from ._onnx_dynamic import quantize_dynamically
+from ._onnx_external import MODEL, save_model
 from ._overrides import Matcher
 
 WEIGHTED = frozenset({"MatMul", "Gemm", "Gather", "Conv"})
@@ -72,7 +73,7 @@ def quantize(path: Path, chosen: Iterable[ChosenOperator], ranges: Mapping[str, 
     left = [name for name in names if schemes.get(name) != "dynamic"]
     if "dynamic" in schemes.values():
         quantize_dynamically(model, left)
-    onnx.save_model(model, target)
+    save_model(model, target)
     if any(node.op_type == "Conv" and schemes.get(node.name) == "dynamic" for node in model.graph.node):
         # No encoder of Transformers has convolutions; code of its own may. Their windows cross tokens, so they get one scale for all.
         quantize_dynamic(target, target, per_channel=True, weight_type=QuantType.QUInt8, op_types_to_quantize=["Conv"], nodes_to_exclude=left)
@@ -127,7 +128,9 @@ def histograms(path: Path, chosen: Iterable[ChosenOperator], feeds: Mapping[int,
     options.log_severity_level = 3
     # Fused operators would not have all of the values.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with TemporaryDirectory() as place:
+        save_model(model, Path(place) / MODEL)
+        session = onnxruntime.InferenceSession(Path(place) / MODEL, options, providers=["CPUExecutionProvider"])
     dtypes = {value.name: np.int32 if value.type == "tensor(int32)" else np.int64 for value in session.get_inputs()}
     found: dict[str, Histogram] = {name: Histogram() for name in wanted}
     everything = [given for inputs in feeds.values() for given in inputs]

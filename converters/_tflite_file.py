@@ -2,7 +2,8 @@
 
 Each signature is a subgraph of its own, and its tensors repeat the quantization tables of the weights they share: 0.6 MB per
 signature for a 22M-parameter encoder. A flatbuffer may refer to one table from many places, so they are written once. The quantizer
-puts weights behind the flatbuffer; they are moved inside, so that every tool that reads TFLite finds them.
+puts weights behind the flatbuffer; they are moved inside, so that every tool that reads TFLite finds them. What is larger than a flatbuffer
+may be has its weights behind it.
 
 The converter names a tensor by the Python classes around it, some 350 characters each: another 0.6 MB, and nothing one would write into
 a policy. They are named by their modules instead, such as ``encoder.layer.0.attention.self.query;2``. Of a product or a look-up, which the
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,36 +28,36 @@ if TYPE_CHECKING:
 MODULE = re.compile(r"(?:[\w<>]+\.)*[A-Za-z0-9]+_(\w+)")
 # What it puts between the parts of a fused operator's name.
 FUSED = ";;"
-# What alignment may add to a file. A builder that grows doubles its memory and copies it.
+# A flatbuffer's offsets have 31 bits.
+LARGEST = 2**31
+# What a file has besides weights, alignment included. A builder that grows doubles its memory and copies it.
 BUILDER_ROOM = 1_000_000
+# Of weights behind the flatbuffer: a cache line, which vector instructions want.
+ALIGNMENT = 64
+# Buffers that are smaller stay inside.
+INSIDE_BYTES = 1024
 # Operators with weights: place of the weights and of the bias among their inputs.
 WEIGHTED = {"FULLY_CONNECTED": (1, 2), "CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "EMBEDDING_LOOKUP": (1, None), "GATHER": (0, None)}
 
 
-def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] | None = None,
-            dynamic: Mapping[str, int] | None = None, *, fixed: bool = False) -> memoryview:
-    """The same model with equal buffers and equal quantization tables stored once, all inside the flatbuffer.
+def write_compactly(target: Path, model: Any, modules: Mapping[str, Module] | None = None, dynamic: Mapping[str, int] | None = None, *,
+                    fixed: bool = False) -> None:
+    """Write a model with equal buffers and equal quantization tables stored once, all inside the flatbuffer where there is room.
 
-    Holds the weights once besides `data`: nothing else that large may be copied, or it would be the peak of the step's memory.
+    Holds the weights once besides the model's: nothing else that large may be copied, or it would be the peak of the step's memory.
 
     Args:
-        data: the file's content.
+        target: the file to write.
+        model: the schema's ``ModelT``, as :func:`read_model` gives it; it is used up.
         modules: the exported module's parts, from :func:`module_paths`; tensors are named by them.
         dynamic: how names of the signatures' inputs and outputs begin → the axis of such a tensor that a runtime may make shorter or longer.
         fixed: no axis is any more.
 
     Source: TFLite's schema.fbs (Buffer.offset, QuantizationParameters, Tensor.shape_signature); FlatBuffers' internals, "offsets may be shared".
     """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
     kept: dict[bytes, int] = {}
     first: list[int] = []  # of each buffer, the first with the same content
     for index, buffer in enumerate(model.buffers):
-        if buffer.offset > 1:  # 0 and 1 say: no data behind the flatbuffer
-            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
         filled = buffer.data is not None and len(buffer.data)
         first.append(kept.setdefault(hashlib.sha256(buffer.data).digest(), index) if filled else index)
     written: dict[Any, int] = {}
@@ -74,7 +75,52 @@ def compact(data: bytes | bytearray | mmap.mmap, modules: Mapping[str, Module] |
     if modules is not None:
         name_tensors(model, modules)
     mark_dynamic(model, dynamic or {})
-    builder = flatbuffers.Builder(len(data) + BUILDER_ROOM)
+    size = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + BUILDER_ROOM
+    behind = _taken_out(model) if size >= LARGEST else []
+    flatbuffer = _flatbuffer(model, written, BUILDER_ROOM if behind else size)
+    if behind:  # how long the flatbuffer is does not depend on the numbers in it
+        _place(behind, len(flatbuffer))
+        flatbuffer = _flatbuffer(model, written, BUILDER_ROOM)
+    with target.open("wb") as file:
+        file.write(flatbuffer)
+        for buffer, values in behind:
+            file.write(bytes(buffer.offset - file.tell()))
+            file.write(values)
+
+
+def read_model(data: bytes | bytearray | mmap.mmap) -> Any:
+    """The model of a file's content, with its weights, wherever they lie, as views of it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 say: no data behind the flatbuffer
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
+
+
+def _taken_out(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """Take the weights out of a model's buffers; returns each buffer with its content."""
+    found = [(buffer, buffer.data) for buffer in model.buffers if buffer.data is not None and len(buffer.data) >= INSIDE_BYTES]
+    for buffer, _ in found:
+        buffer.data, buffer.offset, buffer.size = None, 1, 1
+    return found
+
+
+def _place(behind: Sequence[tuple[Any, np.ndarray]], end: int) -> None:
+    """Have each buffer say where its content lies, one after the other, behind a flatbuffer of that length."""
+    for buffer, values in behind:
+        buffer.offset = end + -end % ALIGNMENT
+        buffer.size = len(values)
+        end = buffer.offset + buffer.size
+
+
+def _flatbuffer(model: Any, written: dict[Any, int], room: int) -> memoryview:
+    import flatbuffers
+
+    written.clear()
+    builder = flatbuffers.Builder(room)
     builder.Finish(model.Pack(builder), b"TFL3")
     return memoryview(builder.Bytes)[builder.Head():]
 

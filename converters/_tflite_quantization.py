@@ -16,7 +16,7 @@ from edgeexport.session.run_tflite import SIGNATURE_PREFIX
 from ._activation_ranges import Histogram
 from ._chosen_operator import ChosenOperator
 from ._overrides import Matcher
-from ._tflite_file import compact, mapped
+from ._tflite_file import mapped, read_model, write_compactly
 
 # What is computed with weights: this a scheme takes, and what is missing stays float. Of static operators the same: a layer normalization
 # or a softmax of 8-bit numbers destroys the answer (MiniLM, cosine to float32: 0.32 with all operators static, 0.953 so), and costs little.
@@ -37,7 +37,7 @@ def chosen_operators(path: Path, policy: Policy) -> Iterator[ChosenOperator]:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as names
 
-    model = schema.ModelT.InitFromPackedBuf(mapped(path), 0)
+    model = read_model(mapped(path))
     matcher = Matcher(policy)
     for number, graph in enumerate(model.subgraphs):
         for operator in graph.operators:
@@ -75,10 +75,10 @@ def quantize(path: Path, chosen: Iterable[ChosenOperator], ranges: Mapping[str, 
     """
     chosen = list(chosen)
     if not chosen:
-        target.write_bytes(compact(mapped(path)))
+        write_compactly(target, read_model(mapped(path)))
         return
     given = {name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)} for name, (low, high) in ranges.items()}
-    target.write_bytes(compact(_told(path, chosen).quantize(given or None).quantized_model))
+    write_compactly(target, read_model(_told(path, chosen).quantize(given or None).quantized_model))
 
 
 def histograms(path: Path, chosen: Iterable[ChosenOperator], feeds: Mapping[int, Sequence[Mapping[str, np.ndarray]]], threads: int,

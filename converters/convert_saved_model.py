@@ -16,7 +16,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._embedding_lookup import use_embedding_lookup
 from ._tensorflow_model import TensorflowModel, import_tensorflow
-from ._tflite_file import compact
+from ._tflite_file import read_model, write_compactly
 
 LARGEST = 2**31  # a flatbuffer's offsets have 31 bits
 # How the converter's error names an operator: as one that it knows only from TensorFlow, or as one that it could not translate.
@@ -69,10 +69,10 @@ class ConvertSavedModel(Step):
         context.report(None, f"converting {len(self.lengths)} lengths")
         data = convert(tf, traced, self.lengths)
         context.report(None, "writing")
-        data = finish(data, spec)
-        (out / "model.tflite").write_bytes(data)
+        file = out / "model.tflite"
+        write_finished(file, data, spec)
         found: Spec = self.infer({"checkpoint": spec})  # type: ignore[assignment]
-        return found.model_copy(update={"parameters": model.parameters, "bytes": len(data)})
+        return found.model_copy(update={"parameters": model.parameters, "bytes": file.stat().st_size})
 
 
 def save_traces(tf: Any, model: TensorflowModel, text: TextSpec, lengths: tuple[int, ...], directory: Path) -> None:
@@ -111,16 +111,15 @@ def convert(tf: Any, directory: Path, lengths: tuple[int, ...]) -> bytes:
                               if recurrent else "build the model without them") from exc
 
 
-def finish(data: bytes, spec: Spec) -> bytes:
-    """The file as it is shipped: tables that can be quantized, everything once.
+def write_finished(target: Path, data: bytes, spec: Spec) -> None:
+    """Write the file as it is shipped: tables that can be quantized, everything once.
 
     Raises:
         CheckpointError: the weights did not get into the file, or it gives probabilities where logits are meant.
     """
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = read_model(data)
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     codes = [names[code.builtinCode] for code in model.operatorCodes]
     if "READ_VARIABLE" in codes:
@@ -128,9 +127,7 @@ def finish(data: bytes, spec: Spec) -> bytes:
                               hint="save it for inference, without state from one text to the next")
     refuse_probabilities(model, codes, spec)
     use_embedding_lookup(model)
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(compact(bytes(builder.Output())))
+    write_compactly(target, model)
 
 
 def refuse_probabilities(model: Any, codes: list[str], spec: Spec) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session.run_tflite_decoder import HIDDEN, KEPT_AXES
-from edgeexport.step import Context, Refusal, Step, View
+from edgeexport.step import Context, Step, View
 
 from ._cached_decoder import Attention, Shape, cache_shape, hidden_states, load_decoder, logits
 from ._litert_export import Traced, float_model, write_model
@@ -48,7 +48,7 @@ class ExportDecoderTflite(Step):
     lengths: tuple[int, ...]
     smoothing: float = 0.0
 
-    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec:
         """A float32 model of about the size of the weights."""
         return float_model(inputs["checkpoint"], self.lengths)
 
@@ -57,7 +57,7 @@ class ExportDecoderTflite(Step):
         path, spec = inputs["checkpoint"]
         outliers = read_outliers(inputs, Policy(default="static"))
         write_model(lambda: self._trace(path, outliers, context), out / "model.tflite", context)
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
+        return self.infer({"checkpoint": spec})
 
     def _trace(self, path: Path, outliers: Mapping[str, np.ndarray], context: Context) -> Traced:
         import litert_torch

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session.tasks import output_names
-from edgeexport.step import Context, Refusal, Step, View
+from edgeexport.step import Context, Step, View
 
+from ._onnx_external import MODEL, save_model
 from ._task_model import read_text, task_module
 from .measure_outliers import read_outliers
 
@@ -37,18 +38,14 @@ class ExportOnnx(Step):
     opset: int = 18
     smoothed: Policy = Policy(default="float")
 
-    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec:
         """A float32 graph of about the size of the weights."""
         checkpoint = inputs["checkpoint"]
-        size = 4 * (checkpoint.parameters or 0)
-        if size >= 2**31:
-            return Refusal(reason=f"ONNX files hold at most 2 GB, and this model's float32 weights take {size / 1e9:.1f} GB")
         return Spec(kind=Kind.ONNX, task=checkpoint.task, architecture=checkpoint.architecture, precision="float32",
-                    parameters=checkpoint.parameters, bytes=size)
+                    parameters=checkpoint.parameters, bytes=4 * (checkpoint.parameters or 0))
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace the module at one length and export it for all."""
-        import onnx
         import torch
 
         torch.set_num_threads(context.threads)
@@ -71,9 +68,8 @@ class ExportOnnx(Step):
         context.report(None, "writing")
         model = program.model_proto
         name_nodes_by_module(model)
-        onnx.save_model(model, str(out / "model.onnx"))
-        return self.infer({"checkpoint": spec})  # type: ignore[return-value]
-
+        save_model(model, out / MODEL)
+        return self.infer({"checkpoint": spec})
 
 
 def name_nodes_by_module(model: onnx.ModelProto) -> None:

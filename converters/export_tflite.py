@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from edgeexport.artifact import Kind, Spec
 from edgeexport.policy import Policy
 from edgeexport.session.run_tflite import SIGNATURE_PREFIX
-from edgeexport.step import Context, Refusal, Step, View
+from edgeexport.step import Context, Step, View
 
 from ._litert_export import Traced, float_model, write_model
 from ._task_model import read_text, task_module
@@ -33,14 +33,14 @@ class ExportTflite(Step):
     lengths: tuple[int, ...]
     smoothed: Policy = Policy(default="float")
 
-    def infer(self, inputs: Mapping[str, Spec]) -> Spec | Refusal:
+    def infer(self, inputs: Mapping[str, Spec]) -> Spec:
         """A float32 model of about the size of the weights."""
         return float_model(inputs["checkpoint"], self.lengths)
 
     def run(self, inputs: Mapping[str, View], out: Path, context: Context) -> Spec:
         """Trace the module once per length and convert all traces together."""
         write_model(lambda: self._trace(inputs, context), out / "model.tflite", context)
-        return self.infer({"checkpoint": inputs["checkpoint"].spec})  # type: ignore[return-value]
+        return self.infer({"checkpoint": inputs["checkpoint"].spec})
 
     def _trace(self, inputs: Mapping[str, View], context: Context) -> Traced:
         import litert_torch

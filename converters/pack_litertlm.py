@@ -26,7 +26,7 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._generation_spec import written
 from ._task_model import read_text
-from ._tflite_file import compact, mapped
+from ._tflite_file import mapped, read_model, write_compactly
 
 FILE = "model.litertlm"
 BEGIN = "bos_token"
@@ -75,7 +75,7 @@ class PackLitertlm(Step):
 
         said, fixed = context.scratch / "metadata.pb", context.scratch / "model.tflite"
         said.write_bytes(metadata.SerializeToString(deterministic=True))
-        fixed.write_bytes(compact(mapped(model.path / "model.tflite"), fixed=True))
+        write_compactly(fixed, read_model(mapped(model.path / "model.tflite")), fixed=True)
         builder = litertlm_builder.LitertLmFileBuilder()
         builder.add_llm_metadata(str(said))
         builder.add_hf_tokenizer(str(tokenizer))

@@ -89,8 +89,10 @@ def _prune(graph: Graph, resolved: Resolved, section: PruneSection, original: st
     """What counts in a model is measured on the original, whatever table of tokens the checkpoint has, so that all tables share it."""
     measured = original
     if section.layers is not None:
-        order = graph.must("measure_layers", make_step("measure_layers"),
-                           {"checkpoint": original, "training": _training(resolved, "compress.prune.layers")})
+        # Of a language model each layer takes minutes; of others all are measured at once, for the search asks for one number after another.
+        down_to = section.layers if resolved.spec.task is Task.TEXT_GENERATION else 1
+        order = graph.must("measure_layers", make_step("measure_layers", down_to=down_to),
+                           {"checkpoint": original, "training": _training(resolved, "compress.prune.layers")}, alone=True)
         drop = make_step("drop_layers", layers=section.layers)
         checkpoint = graph.must(f"drop_layers[{section.layers}]", drop, {"checkpoint": checkpoint, "order": order})
         if section.heads < 1 or section.neurons < 1:
@@ -99,7 +101,7 @@ def _prune(graph: Graph, resolved: Resolved, section: PruneSection, original: st
         inputs = {"checkpoint": measured}
         if section.importance == "gradient":
             inputs["training"] = _training(resolved, "compress.prune.importance")
-        importance = graph.must("measure_channels", make_step("measure_channels", method=section.importance), inputs)
+        importance = graph.must("measure_channels", make_step("measure_channels", method=section.importance), inputs, alone=True)
         checkpoint = graph.must(f"prune_channels[{section.heads:g}, {section.neurons:g}]",
                                 make_step("prune_channels", heads=section.heads, neurons=section.neurons),
                                 {"checkpoint": checkpoint, "importance": importance})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -60,6 +61,12 @@ def layers_of(model: Any, family: str) -> Any:
 def importance(zoo: Zoo, **arrays: np.ndarray) -> View:
     path = zoo.place("importance")
     np.savez(path / "channels.npz", **arrays)
+    return View(path, Spec(kind=Kind.EVIDENCE))
+
+
+def order_of(zoo: Zoo, *numbers: int) -> View:
+    path = zoo.place("order")
+    (path / "layers.json").write_text(json.dumps({"order": numbers}))
     return View(path, Spec(kind=Kind.EVIDENCE))
 
 
@@ -140,10 +147,39 @@ def test_without_a_layer_it_is_the_model_that_skips_it(zoo: Zoo, family: str) ->
     assert np.abs(logits(small) - expected).max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_distance_after_each_layer_is_that_of_the_model_without_it(zoo: Zoo, family: str) -> None:
+    source, asked = checkpoint(zoo, family), TEXTS[40:46]
+    data = zoo.dataset("training", [Row(id=str(number), text=text) for number, text in enumerate(asked)])
+    found = json.loads((zoo.run(find_step("measure_layers")(), {"checkpoint": source, "training": data}).path / "layers.json").read_text())
+    tokenizer = tokenizers.Tokenizer.from_file(str(source.path / "tokenizer.json"))
+    texts = [torch.tensor([tokenizer.encode(text).ids[:128]]) for text in asked]
+
+    def distributions(numbers: list[int]) -> list[np.ndarray]:
+        dropped = zoo.run(find_step("drop_layers")(layers=len(numbers)), {
+            "checkpoint": source, "order": order_of(zoo, *(number for number in range(LAYERS) if number not in numbers))})
+        model = original(dropped.path)
+        with torch.inference_mode():
+            return [model(ids, use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy() for ids in texts]
+
+    whole = original(source.path)
+    with torch.inference_mode():
+        wanted = [whole(ids, use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy() for ids in texts]
+    for count, distance in enumerate(found["distance"], start=1):
+        others = distributions([number for number in range(LAYERS) if number not in found["order"][:count]])
+        each = []
+        for ours, theirs in zip(np.concatenate(others), np.concatenate(wanted), strict=True):
+            likely = np.argsort(-theirs)[:64]
+            pairs = [(np.append(np.exp(values[likely]), max(1 - np.exp(values[likely]).sum(), 1e-6))) for values in (ours, theirs)]
+            each.append((pairs[1] * np.log(pairs[1] / pairs[0])).sum())
+        assert distance == pytest.approx(np.mean(each), rel=1e-3, abs=1e-7)
+    fewer = zoo.run(find_step("measure_layers")(down_to=LAYERS - 1), {"checkpoint": source, "training": data}).path / "layers.json"
+    assert json.loads(fewer.read_text()) == {name: values[:1] for name, values in found.items()}
+
+
 def test_windows_stay_with_the_layers_that_have_them(zoo: Zoo) -> None:
-    source, path = checkpoint(zoo, "gemma2"), zoo.place("order")
-    (path / "layers.json").write_text(json.dumps({"order": [1, 0, 2]}))  # between two layers with a window
-    dropped = zoo.run(find_step("drop_layers")(layers=2), {"checkpoint": source, "order": View(path, Spec(kind=Kind.EVIDENCE))})
+    source = checkpoint(zoo, "gemma2")
+    dropped = zoo.run(find_step("drop_layers")(layers=2), {"checkpoint": source, "order": order_of(zoo, 1, 0, 2)})  # between two layers with a window
     ids = np.random.default_rng(0).integers(3, 400, 100)
     with torch.inference_mode():
         expected = original(dropped.path)(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()

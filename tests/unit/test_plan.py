@@ -351,14 +351,6 @@ def test_an_optional_lane_that_is_not_possible_is_left_out_with_its_reason() -> 
     assert "quantize_onnx[static-int8]" not in plan.nodes
 
 
-@pytest.mark.parametrize("lane", ["litert", "onnx"])
-def test_a_file_beyond_two_gigabytes_is_refused(lane: str) -> None:
-    error = refused(resolved(parameters=600_000_000), [target("board", (lane,))], HOST)
-    assert error.what == f"board: the required lane '{lane}' is not possible."
-    assert "2 GB" in str(error.why)
-    assert make_plan(resolved(parameters=500_000_000), [target("board", (lane,))], HOST).lanes[0].variant is not None
-
-
 def test_a_lane_for_other_tasks_is_no_part_of_the_plan_and_no_reason_to_refuse_the_build() -> None:
     plan = make_plan(resolved(), [target(onnx={"tasks": ["fill-mask"]})], HOST)
     assert [lane.lane.name for lane in plan.lanes] == ["litert"]
