@@ -8,6 +8,7 @@ Everything else is the harness's own command line. Extra: ``harness``.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edgeexport.errors import BundleError
+from edgeexport.errors import BundleError, DataError
 from edgeexport.session.bundle import Bundle
 from edgeexport.session.decoder_model import DecoderModel
 from edgeexport.session.language_model import Prompt
@@ -26,6 +28,8 @@ from edgeexport.session.sampling import Sampling
 
 # Of an answer, where a task does not say how long it may be. Source: the harness's own model of Transformers (lm_eval/models/huggingface.py).
 ANSWER_TOKENS = 256
+
+_log = logging.getLogger(__name__)
 
 
 @register_model("edgeexport")
@@ -53,6 +57,7 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             raise BundleError(f"The lane {self._bundle.lane} cannot be asked by the harness.",
                               why="its runtime does not tell which token it holds for the likeliest", hint="take another lane: lane=NAME")
         self._model = self._bundle.session
+        self._told = False
         self._name = f"{bundle}@{self._bundle.lane}"
 
     @property
@@ -112,11 +117,11 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each prompt."""
+        """The answer to each prompt. What is drawn is drawn anew for each request: some tasks ask the same many times, and count who is right."""
         found = []
-        for request in self._shown(requests, "answering", {"disable_tqdm": disable_tqdm}):
+        for number, request in enumerate(self._shown(requests, "answering", {"disable_tqdm": disable_tqdm})):
             prompt, wishes = request.args
-            found.append(self._answer(prompt, wishes))
+            found.append(self._answer(prompt, wishes, seed=number))
             self.cache_hook.add_partial("generate_until", request.args, found[-1])
         return found
 
@@ -125,8 +130,11 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """As in :meth:`_loglikelihood_tokens`; of what is longer than the model holds, the beginning is left out, as the harness's own models do."""
-        count = len(continuation)
-        read = [*context, *continuation][:-1][-self._model.decoder.context:]
+        count, context_size = len(continuation), self._model.decoder.context
+        if count > context_size:
+            raise DataError(f"A continuation of {count} tokens can't be scored.", why=f"the bundle holds {context_size} tokens",
+                            hint="build it with a longer model.max_length, or leave the task out")
+        read = [*context, *continuation][:-1][-context_size:]
         total, greedy = 0.0, True
         for number, token in enumerate(continuation):
             logits = (self._model.decoder.read(np.array(read[len(read) - count + number:][:1], np.int64)) if number
@@ -135,15 +143,26 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             greedy = greedy and int(logits.argmax()) == token
         return total, greedy
 
-    def _answer(self, prompt: str, wishes: dict[str, Any]) -> str:
-        stops = wishes.get("until") or []
-        stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
-        tokens = min(int(wishes.get("max_gen_toks", ANSWER_TOKENS)), self._model.decoder.context - 1)
-        drawn = bool(wishes.get("do_sample"))
-        sampling = Sampling(temperature=float(wishes.get("temperature", 1.0)), top_k=int(wishes.get("top_k", 0)),
-                            top_p=float(wishes.get("top_p", 1.0)), seed=0) if drawn else Sampling()
-        ids = np.asarray(self.tok_encode(prompt)[-(self._model.decoder.context - tokens):], np.int64)
-        return "".join(piece.text for piece in self._model.generate(Prompt(prompt, ids, np.zeros(0, np.int64)), sampling, tokens, stops))
+    def _answer(self, prompt: str, asked: dict[str, Any], seed: int) -> str:
+        wishes: dict[str, Any] = normalize_gen_kwargs(asked, ANSWER_TOKENS)
+        sampling = Sampling(temperature=float(wishes.get("temperature", 1.0)), top_k=int(wishes.get("top_k") or 0),
+                            top_p=float(wishes.get("top_p") or 1.0), seed=seed) if wishes["do_sample"] else Sampling()
+        ids = self.tok_encode(prompt)
+        tokens = self._room(wishes["max_gen_toks"], len(ids))
+        given = Prompt(prompt, np.asarray(ids[-(self._model.decoder.context - tokens):], np.int64), np.zeros(0, np.int64))
+        return "".join(piece.text for piece in self._model.generate(given, sampling, tokens, [stop for stop in wishes["until"] if stop]))
+
+    def _room(self, wished: int, prompt: int) -> int:
+        """How many tokens an answer may have. A prompt that leaves too few loses its beginning, as in the harness's own models; these refuse an answer
+        as long as the context, where here prompt and answer share it, and a long prompt gets half."""
+        context = self._model.decoder.context
+        if wished < context:
+            return wished
+        room = max(context - prompt, context // 2)
+        if not self._told:
+            _log.warning("answers of %d tokens are asked for: prompt and answer have to share the %d that the bundle holds", wished, context)
+            self._told = True
+        return room
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from edgeexport.cli.terminal import err
 from edgeexport.errors import DataError, NoRoom
 from edgeexport.session import Bundle
 
+# What ended an answer that is not at its end.
+CUT = {"tokens": "the answer is cut off: it may have no more tokens (--max-tokens)", "context": "the answer is cut off: the context is full"}
 END = ("/exit", "/quit", "/bye")
 
 
@@ -88,6 +90,8 @@ def show(model: Talker, request: dict[str, Any], *, interruptible: bool = False)
         for event in events:
             if "end" in event:
                 click.echo()
+                if event["end"]["ended"] in CUT:
+                    err.print(f"[yellow]{CUT[event['end']['ended']]}[/]")
                 return said, event["end"]
             said += event["piece"]
             click.echo(event["piece"], nl=False)

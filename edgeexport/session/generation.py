@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,8 @@ class Decoder(Protocol):
 class Reader:
     """A decoder that knows what it has read, so that a prompt which begins with that is read from there on.
 
+    Several answers may be under way: each step says all that it builds on, and what another one has put there is read again.
+
     Attributes:
         decoder: the decoder.
         ids: the tokens that it holds.
@@ -83,6 +86,7 @@ class Reader:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.ids: list[int] = []
+        self._one_at_a_time = threading.Lock()
 
     @property
     def context(self) -> int:
@@ -107,14 +111,17 @@ class Reader:
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt, from its beginning on, need not be read again; its last one always is."""
-        same = next((place for place, (held, new) in enumerate(zip(self.ids, prompt)) if held != new), min(len(self.ids), len(prompt)))
-        return min(same, len(prompt) - 1)
+        held = len(self.ids)
+        if self.ids != list(prompt[:held]):  # else it is what an answer goes on from, and long
+            held = next((place for place, (mine, new) in enumerate(zip(self.ids, prompt)) if mine != new), min(held, len(prompt)))
+        return min(held, len(prompt) - 1)
 
     def read_prompt(self, prompt: Sequence[int]) -> np.ndarray:
         """Have read a prompt and nothing else; the logits of what comes after it."""
-        # A reading that was interrupted may have left the decoder with more, or with less.
-        self.rewind(min(self.held_of(prompt), self.position))
-        return self.read(np.asarray(prompt[self.position:], np.int64))
+        with self._one_at_a_time:
+            # A reading that was interrupted may have left the decoder with more, or with less.
+            self.rewind(min(self.held_of(prompt), self.position))
+            return self.read(np.asarray(prompt[self.position:], np.int64))
 
 
 @dataclass(frozen=True)
@@ -147,10 +154,12 @@ class Piece(NamedTuple):
     Attributes:
         text: what has become certain; often nothing, as a character may need several tokens.
         tokens: how many tokens the answer has so far.
+        ended: of the last piece, what ended the answer: ``stop`` (a token or a string), ``tokens`` (as many as there may be), ``context`` (it is full).
     """
 
     text: str
     tokens: int
+    ended: str | None = None
 
 
 def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[Piece]:
@@ -162,19 +171,19 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
     require_room(len(prompt), reader.context)
     sampler, stream = Sampler(sampling), TextStream(tokenizer, UntilStop(limits.stop_strings), prompt)
     room = reader.context - len(prompt)
-    read = list(prompt)
-    logits = reader.read_prompt(prompt)
-    for number in range(room if limits.tokens is None else min(room, limits.tokens)):
-        if number:
-            logits = reader.read(np.asarray(read[-1:], np.int64))
-        token = sampler.choose(logits, read)
+    read, ended = list(prompt), "context" if limits.tokens is None or room < limits.tokens else "tokens"
+    for _ in range(room if limits.tokens is None else min(room, limits.tokens)):
+        token = sampler.choose(reader.read_prompt(read), read)
         if token in limits.stop_ids:
+            ended = "stop"
             break
         read.append(token)
-        yield Piece(stream.add(token), len(read) - len(prompt))
+        text = stream.add(token)
         if stream.until.stopped:
+            yield Piece(text, len(read) - len(prompt), "stop")
             return
-    yield Piece(stream.end(), len(read) - len(prompt))
+        yield Piece(text, len(read) - len(prompt))
+    yield Piece(stream.end(), len(read) - len(prompt), ended)
 
 
 def require_room(tokens: int, context: int) -> None:

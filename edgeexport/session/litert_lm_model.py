@@ -62,10 +62,13 @@ class LitertLmModel(LanguageModel):
         require_room(len(prompt.ids), self.context)
         until, count = UntilStop(tuple(stop)), 0
         for count, text in enumerate(self._model.go_on(prompt.text, sampling, tokens), 1):
-            yield Piece(until.add(text), count)
+            certain = until.add(text)
+            yield Piece(certain, count, "stop" if until.stopped else None)
             if until.stopped:
                 return
-        yield Piece(until.end(), count)
+        # It does not say what ended the text.
+        full = len(prompt.ids) + count >= self.context - 1
+        yield Piece(until.end(), count, "tokens" if count == tokens else "context" if full else "stop")
 
     def expect(self, prompt: Prompt, *, continued: bool) -> Expectation:
         """How likely it holds the tokens of a prompt, or those that it goes on with, to be."""

@@ -66,12 +66,14 @@ class OnnxDecoder:
         room = max(FIRST_ROOM, self._room)
         while room < tokens:
             room *= 2
-        self._room = min(room, self.context)
-        self._binding = self._session.io_binding()
+        room = min(room, self.context)
+        # What is there stays whole till all of the new is, whatever interrupts.
+        binding, buffers = self._session.io_binding(), {}
         for name, (heads, width) in self._shapes.items():
-            larger = np.zeros((1, heads, self._room, width), np.float32)
+            larger = np.zeros((1, heads, room, width), np.float32)
             if name in self._buffers:
                 larger[:, :, :self.position] = self._buffers[name].numpy()[:, :, :self.position]
-            buffer = self._buffers[name] = self._value(larger)
-            self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
+            buffer = buffers[name] = self._value(larger)
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
+        self._binding, self._buffers, self._room = binding, buffers, room

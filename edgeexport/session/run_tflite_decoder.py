@@ -136,23 +136,25 @@ class TfliteDecoder:
 
     def _grow(self, tokens: int) -> None:
         """Buffers for so many tokens, with what was read already."""
-        kept = {name: self._kept(name) for name in self._caches}
+        kept, position = {name: self._kept(name) for name in self._caches}, self.position
+        # The runtime is told of new lengths one by one: whatever interrupts that leaves a model that has read nothing.
+        self._caches, self._calls, self.position, self.room = {}, {}, 0, 0
+        room = min(STEP * math.ceil(tokens / STEP), self._held) if self._is_elastic else self._held
         if self._is_elastic:
-            self.room = min(STEP * math.ceil(tokens / STEP), self._held)
-            self._resize()
-        else:
-            self.room = self._held
-        self._caches = {name: self._model.create_input_buffer_by_name(DECODE, name) for name in self._signatures[DECODE]["inputs"]
-                        if name.startswith("kv_cache_")}
-        for name, buffer in self._caches.items():
-            larger = np.zeros(self._shape(DECODE, name), np.float32)
+            self._resize(room)
+        caches = {name: self._model.create_input_buffer_by_name(DECODE, name) for name in self._signatures[DECODE]["inputs"]
+                  if name.startswith("kv_cache_")}
+        for name, buffer in caches.items():
+            larger = np.zeros(self._shape(DECODE, name, room), np.float32)
             if name in kept:
                 larger[tuple(slice(size) for size in kept[name].shape)] = kept[name]
             buffer.write(larger)
+        calls: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         for name in self._signatures:
             inputs = {each: self._model.create_input_buffer_by_name(name, each) for each in ("tokens", "input_pos", MASK)}
             outputs = {"logits": self._model.create_output_buffer_by_name(name, "logits")} if name == DECODE else {}
-            self._calls[name] = {**inputs, **self._caches}, {**outputs, **self._caches}
+            calls[name] = {**inputs, **caches}, {**outputs, **caches}
+        self._caches, self._calls, self.position, self.room = caches, calls, position, room
 
     def _may_resize(self) -> bool:
         """Whether the file lets buffers have other lengths; the runtime refuses it where not."""
@@ -164,21 +166,21 @@ class TfliteDecoder:
             return False
         return True
 
-    def _resize(self) -> None:
+    def _resize(self, room: int) -> None:
         """Tell the runtime how long the buffers are."""
         for signature, names in self._signatures.items():
             for name in names["inputs"]:
                 if name.startswith(tuple(KEPT_AXES)):
-                    self._model.resize_input_tensor_by_name(signature, name, self._shape(signature, name))
+                    self._model.resize_input_tensor_by_name(signature, name, self._shape(signature, name, room))
 
-    def _shape(self, signature: str, name: str) -> list[int]:
-        """The shape of a cache or mask that holds as many tokens as there is room for."""
+    def _shape(self, signature: str, name: str, room: int) -> list[int]:
+        """The shape of a cache or mask that holds so many tokens."""
         shape: list[int] = list(self._model.get_input_tensor_details(signature)[name]["shape"])
-        shape[next(axis for prefix, axis in KEPT_AXES.items() if name.startswith(prefix))] = self.room
+        shape[next(axis for prefix, axis in KEPT_AXES.items() if name.startswith(prefix))] = room
         return shape
 
     def _kept(self, name: str) -> np.ndarray:
         """What lies in a cache."""
-        shape = self._shape(DECODE, name)
+        shape = self._shape(DECODE, name, self.room)
         found: np.ndarray = self._caches[name].read(math.prod(shape), np.float32).reshape(shape)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from edgeexport.runner.environment import Environment
 from edgeexport.runner.local import run_job
 from edgeexport.session import run_onnx_decoder, run_tflite_decoder
 from edgeexport.session.evidence import Answers
-from edgeexport.session.generation import Decoder, read_generation_spec
+from edgeexport.session.generation import Decoder, Reader, read_generation_spec
 from edgeexport.session.run_onnx_decoder import OnnxDecoder
 from edgeexport.session.run_tflite_decoder import TfliteDecoder
 from edgeexport.session.scoring import scored
@@ -113,6 +114,29 @@ def test_what_comes_next_is_what_the_original_says(families: Families, monkeypat
     # What was read before, to the end of the context, is forgotten.
     found.rewind(20)
     assert np.abs(found.read(ids[20:60]) - expected[59]).max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize(("module", "what", "model_format"), [(run_onnx_decoder, "FIRST_ROOM", "onnx"), (run_tflite_decoder, "STEP", "tflite")])
+def test_an_interrupt_while_buffers_grow_costs_an_answer_and_not_the_model(
+        families: Families, monkeypatch: pytest.MonkeyPatch, module: Any, what: str, model_format: str) -> None:
+    monkeypatch.setattr(module, what, 24)
+    ids, model = text().tolist(), Reader(decoder(families.exported("llama", model_format)))
+    expected = families.logits("llama", text())
+    model.read_prompt(ids[:20])
+    for after in range(4):  # calls of NumPy in the making of larger buffers
+        with monkeypatch.context() as patch:
+            calls, plain = iter(range(after)), np.zeros
+
+            def zeros(*shape: Any, calls: Any = calls, plain: Any = plain) -> np.ndarray:
+                if next(calls, None) is None:
+                    raise KeyboardInterrupt
+                return plain(*shape)  # type: ignore[no-any-return]
+
+            patch.setattr(module.np, "zeros", zeros)
+            with pytest.raises(KeyboardInterrupt):
+                model.read_prompt(ids[:60])
+        assert np.abs(model.read_prompt(ids[:20]) - expected[19]).max() < 1e-4 * expected.std()
+    assert np.abs(model.read_prompt(ids[:60]) - expected[59]).max() < 1e-4 * expected.std()
 
 
 # What nothing limits has the context that a build gives it.

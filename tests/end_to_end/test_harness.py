@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_decoders import CONTEXT, write_decoder
 
-from edgeexport.errors import BundleError
+from edgeexport.errors import BundleError, DataError
 from edgeexport.harness import BundleModel
 from edgeexport.session import Bundle
 
@@ -83,6 +83,30 @@ def test_answers_are_the_originals(original: HFLM, bundle: BundleModel) -> None:
     wishes = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     given = instances("generate_until", [("The sky is", wishes), ("x" * 400, wishes), ("One, two", wishes | {"until": []})])
     assert bundle.generate_until(given) == original.generate_until(given)
+
+
+def test_answers_that_are_drawn_are_drawn_anew_and_the_same_in_another_run(bundle: BundleModel) -> None:
+    given = instances("generate_until", [("The sky is", {"until": [], "max_new_tokens": 8, "temperature": 5.0})] * 4)
+    found = bundle.generate_until(given)
+    assert len(set(found)) == 4
+    assert bundle.generate_until(given) == found
+
+
+def test_a_wish_for_answers_as_long_as_the_context_leaves_the_prompt(bundle: BundleModel, caplog: pytest.LogCaptureFixture) -> None:
+    prompt, read = "So it went on, and on, as it ever had", []
+    decoder = bundle._model.decoder
+    with pytest.MonkeyPatch.context() as patch:
+        plain = decoder.read_prompt
+        patch.setattr(decoder, "read_prompt", lambda ids: read.append(list(ids)) or plain(ids))
+        for text in (prompt, prompt * 20):
+            bundle.generate_until(instances("generate_until", [(text, {"until": ["e"], "max_gen_toks": 2048})]))
+    assert read == [bundle.tok_encode(prompt), bundle.tok_encode(prompt * 20)[-CONTEXT // 2:]]
+    assert caplog.text.count("have to share") == 1
+
+
+def test_a_continuation_that_the_bundle_cannot_hold_is_told(bundle: BundleModel) -> None:
+    with pytest.raises(DataError, match="can't be scored"):
+        bundle.loglikelihood(instances("loglikelihood", [("Once", " upon a time" * CONTEXT)]))
 
 
 def test_conversations_are_written_by_the_bundles_template(original: HFLM, bundle: BundleModel) -> None:

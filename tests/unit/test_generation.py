@@ -75,7 +75,7 @@ def test_tokens_are_counted_and_what_is_not_completed_is_said_too() -> None:
     pieces = list(generate(model.reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END}))))
     assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(TOKENIZER.encode("é 島").ids[:-1])[1:] == " \ufffd"
     assert [piece.tokens for piece in pieces] == [1, 2, 3, 3]
-    assert list(generate(Reciter("é").reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END})))) == [("", 0)]
+    assert list(generate(Reciter("é").reader, TOKENIZER, TOKENIZER.encode("é").ids, GREEDY, Limits(None, frozenset({END})))) == [("", 0, "stop")]
 
 
 def fallback_tokenizer() -> Tokenizer:
@@ -134,6 +134,29 @@ def test_another_prompt_is_read_from_where_it_differs(prompt: str, read: str) ->
     model.given.clear()
     said(model, prompt, tokens=1)
     assert model.given == [TOKENIZER.encode(read).ids] and model.reader.ids == TOKENIZER.encode(prompt).ids
+
+
+def test_two_answers_under_way_leave_each_other_alone() -> None:
+    model = Reciter("abcdefgh")
+    answers = {prompt: generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(None, frozenset({END}))) for prompt in ("ab", "xb")}
+    found = dict.fromkeys(answers, "")
+    for _ in range(9):
+        for prompt, pieces in answers.items():
+            piece = next(pieces, None)
+            found[prompt] += piece.text if piece else ""
+            # What the model holds is what the answer goes on from, whatever the other one left there.
+            held = TOKENIZER.decode(model.reader.ids)
+            assert piece is None or held == (prompt + found[prompt])[:len(held)]
+    assert found == {"ab": "cdefgh", "xb": "cdefgh"}
+
+
+@pytest.mark.parametrize(("prompt", "tokens", "stop", "ended"), [
+    ("ab", None, (), "stop"), ("ab", 5, (), "stop"), ("ab", 4, (), "tokens"), ("ab", None, ("d",), "stop"), ("ab" + "x" * 60, None, (), "context"),
+    ("ab" + "x" * 60, 2, (), "tokens")])
+def test_what_ended_an_answer_is_said_with_its_last_piece(prompt: str, tokens: int | None, stop: tuple[str, ...], ended: str) -> None:
+    model = Reciter("abcdef" if len(prompt) < 10 else "b" * 99)
+    pieces = list(generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(tokens, frozenset({END}), stop)))
+    assert [piece.ended for piece in pieces] == [None] * (len(pieces) - 1) + [ended]
 
 
 def test_an_empty_stop_string_is_told() -> None:
