@@ -82,8 +82,9 @@ NOTHING_BUT_CAME = came_only(np.zeros(0), np.zeros(0))
 
 
 def likeliest_of(logits: np.ndarray) -> np.ndarray:
-    """The likeliest tokens, first the first, int64 [LIKELIEST or all there are]; of equal ones the lower id, as argmax takes it."""
-    count = min(LIKELIEST, len(logits))
+    """The likeliest tokens, first the first, int64 [LIKELIEST or all there are]; of equal ones the lower id, as argmax takes it. What is no number is
+    least likely."""
+    count, logits = min(LIKELIEST, len(logits)), np.where(np.isnan(logits), -np.inf, logits)
     least = np.partition(logits, -count)[-count]
     above = np.flatnonzero(logits > least)
     tokens = np.concatenate([above, np.flatnonzero(logits == least)[:count - len(above)]])

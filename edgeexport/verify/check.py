@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 from edgeexport.artifact import Model
-from edgeexport.verify.intervals import Estimate
+from edgeexport.verify.intervals import LEAST_CLUSTERS, Estimate
 
 
 class Verdict(StrEnum):
@@ -45,17 +45,28 @@ class Check(Model):
 
 
 def at_least(estimate: Estimate, bound: float) -> Verdict:
-    """Pass where the whole interval keeps the bound, fail where none of it does."""
+    """Pass where the whole interval keeps the bound, fail where none of it does; neither where there is hardly an example."""
+    if not estimate.proves:
+        return Verdict.INCONCLUSIVE
     if estimate.low >= bound:
         return Verdict.PASS
     return Verdict.INCONCLUSIVE if estimate.high >= bound else Verdict.FAIL  # in this order, so that no number fails
 
 
 def at_most(estimate: Estimate, bound: float) -> Verdict:
-    """Pass where the whole interval keeps the bound, fail where none of it does."""
+    """Pass where the whole interval keeps the bound, fail where none of it does; neither where there is hardly an example."""
+    if not estimate.proves:
+        return Verdict.INCONCLUSIVE
     if estimate.high <= bound:
         return Verdict.PASS
     return Verdict.INCONCLUSIVE if estimate.low <= bound else Verdict.FAIL
+
+
+def why_unproven(estimate: Estimate) -> str | None:
+    """What to say of a figure of hardly an example; None of any other."""
+    if estimate.proves:
+        return None
+    return f"{'1 text proves' if estimate.clusters == 1 else f'{estimate.clusters} texts prove'} nothing; {LEAST_CLUSTERS} or more have an interval"
 
 
 def together(verdicts: Iterable[Verdict | None]) -> Verdict | None:

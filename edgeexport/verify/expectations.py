@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeexport.artifact import Task
 from edgeexport.session.evidence import Answers
-from edgeexport.verify.check import Check, Verdict, at_least, at_most
+from edgeexport.verify.check import Check, Verdict, at_least, at_most, why_unproven
 from edgeexport.verify.intervals import Estimate, bootstrap, enough, proportion, unseen, weighted_mean
 from edgeexport.verify.margins import bound_for
 
@@ -171,7 +171,7 @@ def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: M
         bound = bound_for(name, Task.TEXT_GENERATION, given)
         if bound is not None:
             checks.append(Check(name=f"{title} ({dataset})", group="parity", verdict=(at_most if most else at_least)(estimate, bound),
-                                figure=estimate, bound=bound, relation="<=" if most else ">=", how=how, note=note, unit=unit))
+                                figure=estimate, bound=bound, relation="<=" if most else ">=", how=how, note=why_unproven(estimate) or note, unit=unit))
 
     ours, rows = came(reference)
     theirs, _ = came(lane)

@@ -16,6 +16,8 @@ SEED = 20240229
 CHUNK_ELEMENTS = 1_000_000  # of weights at once: 8 MB
 # From so many on, the upper end of a resampled count (10 for 5) is near the exact one (11.7); of one it is 3, not 5.6, and of none 0, not 3.7.
 FEW = 5
+# With fewer clusters, all resamples being one and the same is likelier than a tail of the interval: it would end at the worst of what was seen.
+LEAST_CLUSTERS = 5
 
 
 class Estimate(Model):
@@ -27,6 +29,7 @@ class Estimate(Model):
         high: its upper end.
         n: number of examples.
         method: how the interval was made.
+        clusters: number of independent examples that were resampled; None where it was made in another way.
     """
 
     value: float
@@ -34,6 +37,12 @@ class Estimate(Model):
     high: float
     n: int
     method: str
+    clusters: int | None = None
+
+    @property
+    def proves(self) -> bool:
+        """Whether the examples are enough for an interval."""
+        return self.clusters is None or self.clusters >= LEAST_CLUSTERS
 
 
 def proportion(hits: int, n: int) -> Estimate:
@@ -102,13 +111,15 @@ def bootstrap(statistics: Sequence[Statistic], clusters: Sequence[object]) -> li
     """Statistics of the same examples, with percentile bootstrap intervals that resample whole clusters.
 
     Examples that share something (questions with the same answer) go up and down together; resampling them one by one would make the
-    interval too narrow.
+    interval too narrow. So would a few clusters, whose spread is taken for that of all: the percentiles lie as much farther out as Student's
+    distribution is wider than the normal one.
 
     Args:
         statistics: the figures; all see the same resamples, so that a difference of two is paired.
         clusters: the cluster of each example.
 
-    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application", sections 3.8 and 5.3.
+    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application", sections 3.8 and 5.3; for the percentiles, T. C. Hesterberg, "What
+    Teachers Should Know About the Bootstrap" (2015), section 4.3.
     """
     _, member = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)
     n, count = len(member), int(member.max()) + 1
@@ -119,12 +130,20 @@ def bootstrap(statistics: Sequence[Statistic], clusters: Sequence[object]) -> li
         weights = draws[start:start + rows, member].astype(np.float64)
         found.append([statistic(weights) for statistic in statistics])
     how = "paired bootstrap" if count == n else f"paired bootstrap over {count} clusters"
+    tail = expanded_tail(count)
     once = np.ones((1, n))
     estimates = []
     for index, statistic in enumerate(statistics):
-        low, high = np.quantile(np.concatenate([chunk[index] for chunk in found]), [TAIL, 1 - TAIL])
-        estimates.append(Estimate(value=float(statistic(once)[0]), low=float(low), high=float(high), n=n, method=how))
+        low, high = np.quantile(np.concatenate([chunk[index] for chunk in found]), [tail, 1 - tail])
+        estimates.append(Estimate(value=float(statistic(once)[0]), low=float(low), high=float(high), n=n, method=how, clusters=count))
     return estimates
+
+
+def expanded_tail(count: int) -> float:
+    """The share of resamples of so many clusters that lies beyond each end of an interval."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, TAIL))) if count > 1 else 0.0
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:

@@ -10,7 +10,7 @@ from edgeexport.artifact import Model, Task
 from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.session.tasks import entity_runs
-from edgeexport.verify.check import Check, at_most
+from edgeexport.verify.check import Check, at_most, why_unproven
 from edgeexport.verify.expectations import aligned, came, is_continued, same_prompt
 from edgeexport.verify.intervals import Estimate, Statistic, bootstrap, enough, ratio, unseen, weighted_mean
 
@@ -25,6 +25,7 @@ class MetricResult(Model):
         drop: the original's less the lane's.
         broken: examples that the original has right and the lane wrong; None for a metric without right and wrong.
         fixed: the other way round.
+        is_share: whether it is a share of what is right, so that a few examples, be they all right, leave open that more are wrong.
     """
 
     name: str
@@ -33,6 +34,7 @@ class MetricResult(Model):
     drop: Estimate
     broken: int | None = None
     fixed: int | None = None
+    is_share: bool = True
 
 
 @np.errstate(all="ignore")
@@ -132,7 +134,7 @@ def likelihoods(reference: Answers, lane: Answers) -> list[MetricResult]:
     if all(same_prompt(reference, lane, row) for row in range(len(reference.tokens))):
         ours, theirs = aligned(reference, lane)
         (a, texts), (b, _) = came(ours), came(theirs)
-        return [_result("log-likelihood per token", weighted_mean(a), weighted_mean(b), texts.tolist())] if len(a) else []
+        return [_result("log-likelihood per token", weighted_mean(a), weighted_mean(b), texts.tolist(), is_share=False)] if len(a) else []
     totals = [_by_text(answers) for answers in (reference, lane)]
     read = (totals[0][1] > 0) & (totals[1][1] > 0)
     tokens = sum(len(numbers) for numbers, counts in zip(reference.numbers, read, strict=True) if counts)
@@ -140,7 +142,7 @@ def likelihoods(reference: Answers, lane: Answers) -> list[MetricResult]:
         return []
     scale = totals[0][1][read].sum() / tokens
     of_reference, of_lane = (ratio(scale * logs[read], characters[read]) for logs, characters in totals)
-    found = _result("log-likelihood per token", of_reference, of_lane, np.flatnonzero(read).tolist())
+    found = _result("log-likelihood per token", of_reference, of_lane, np.flatnonzero(read).tolist(), is_share=False)
     return [found.model_copy(update={name: getattr(found, name).model_copy(update={"n": tokens}) for name in ("reference", "lane", "drop")})]
 
 
@@ -155,10 +157,10 @@ def _by_text(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _result(name: str, reference: Statistic, lane: Statistic, clusters: Sequence[object],
-            right: tuple[np.ndarray, np.ndarray] | None = None) -> MetricResult:
+            right: tuple[np.ndarray, np.ndarray] | None = None, *, is_share: bool = True) -> MetricResult:
     both = bootstrap([reference, lane, lambda weights: reference(weights) - lane(weights)], clusters)
     if right is None:
-        return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2])
+        return MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2], is_share=is_share)
     broken, fixed = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     result = MetricResult(name=name, reference=both[0], lane=both[1], drop=both[2], broken=broken, fixed=fixed)
     return _unproven(result, right[0] != right[1], clusters)
@@ -177,7 +179,9 @@ def metric_check(results: Sequence[MetricResult], max_drop: float, how: str, *, 
         return Check(name="task metric", group="task metric", verdict=None, note=note)
     first = results[0]
     notes = [f"{first.broken} answers broken, {first.fixed} fixed"] if first.broken is not None else []
-    if first.drop.n < (needed := enough(max_drop)):
+    if first.is_share and first.drop.n < (needed := enough(max_drop)):
         notes.append(f"{first.drop.n} are too few to prove it, even without any change; {needed} can")
+    elif why := why_unproven(first.drop):
+        notes.append(why)
     return Check(name=f"drop of {first.name}", group="task metric", verdict=at_most(first.drop, max_drop), figure=first.drop, bound=max_drop,
                  relation="<=", how=how, note="; ".join(notes) or None)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from edgeexport.artifact import Task
+from edgeexport.dataset import Row
 from edgeexport.session.evidence import Answers
 from edgeexport.session.scoring import LIKELIEST, add_expectation, expectation
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.expectations import NEAR_TIE, agreements, aligned, divergences, faithful
-from edgeexport.verify.metrics import compare
+from edgeexport.verify.metrics import compare, metric_check
 from edgeexport.verify.parity import parity_checks
 
 VOCABULARY = 200
@@ -68,6 +69,25 @@ def test_too_few_texts_are_told_however_near_the_lane_is() -> None:
     found = checks(answers(texts(100)), answers(texts(100)))["same likeliest token where the original is sure"]
     assert found.verdict is Verdict.INCONCLUSIVE and found.note == "100 texts are too few to prove it, even without any difference; 122 can"
     assert checks(answers(texts(122)), answers(texts(122)))["same likeliest token where the original is sure"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "1 text proves nothing"), (4, "4 texts prove nothing")])
+def test_hardly_a_text_proves_nothing_however_many_tokens_it_has(count: int, told: str) -> None:
+    given = answers(texts(count))
+    found = checks(given, given)
+    assert {check.verdict for check in found.values()} == {Verdict.INCONCLUSIVE}
+    for title in ("perplexity to the original's", "divergence from the original's expectation"):
+        assert str(found[title].note).startswith(told)
+    rows = [Row(id=str(number), text="t") for number in range(count)]
+    check = metric_check(compare(Task.TEXT_GENERATION, rows, [], given, given), 0.02, "here", labelled=True)
+    assert check.verdict is Verdict.INCONCLUSIVE and str(check.note).startswith(told)
+
+
+def test_as_many_texts_as_there_are_tokens_are_not_asked_for_a_likelihood() -> None:
+    given = answers(texts(20))
+    rows = [Row(id=str(number), text="t") for number in range(20)]
+    check = metric_check(compare(Task.TEXT_GENERATION, rows, [], given, given), 0.001, "here", labelled=True)
+    assert check.verdict is Verdict.PASS and check.note is None
 
 
 def test_what_a_runtime_does_not_tell_is_not_judged() -> None:

@@ -135,6 +135,18 @@ def test_the_bootstrap_of_a_mean_has_the_width_that_theory_gives() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(500), rel=0.06)
 
 
+@pytest.mark.parametrize("count", [5, 10, 40])
+def test_a_few_clusters_have_an_interval_as_wide_as_students(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeexport.verify.intervals.RESAMPLES", 2000)
+    rng, samples = np.random.default_rng(8), 300
+    hits = 0
+    for values in rng.normal(size=(samples, count)):
+        found = bootstrap([weighted_mean(values)], range(count))[0]
+        hits += found.low <= 0 <= found.high
+    assert hits / samples > 0.92  # the plain percentiles of five have 0.87
+    assert found.proves and not bootstrap([weighted_mean(values[:4])], range(4))[0].proves
+
+
 def test_a_difference_is_paired() -> None:
     rng = np.random.default_rng(4)
     a = rng.random(300)

@@ -13,6 +13,7 @@ from edgeexport.dataset import Dataset, Row
 from edgeexport.inspection.model import ModelReport
 from edgeexport.session.evidence import Answers, untruncated
 from edgeexport.target import Budget, Lane, Target
+from edgeexport.verify.audit import audit_checks
 from edgeexport.verify.check import Check, Verdict
 from edgeexport.verify.judge import FLOAT_TOLERANCE, Question, judge_lane, mean_distance, relative_distances, scope, tolerance
 from edgeexport.verify.lane_report import LaneReport
@@ -116,6 +117,12 @@ def test_a_file_that_is_called_int8_must_be(share: float | None, verdict: Verdic
     report = judged(model=MODEL.model_copy(update={"integer_weight_share": share}))
     assert check(report, "weights stored as INT8").verdict is verdict
     assert report.verdict is verdict
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.99, PASS), (0.0, FAIL)])
+def test_a_file_that_is_called_int4_must_be_integers(share: float, verdict: Verdict) -> None:
+    _, found = audit_checks(MODEL.model_copy(update={"integer_weight_share": share}), LANE, "blockwise-int4", ())
+    assert (found.name, found.verdict) == ("weights stored as INT4 or INT8", verdict)
 
 
 # -- budgets

@@ -103,3 +103,12 @@ def test_of_tokens_that_are_as_likely_the_lower_is_taken_as_argmax_takes_it() ->
     logits[[900, 100, 500]] = 5
     assert expectation([logits], [100]).tokens[0].tolist() == [100, 500, 900, *range(LIKELIEST - 3)]
     assert logits.argmax() == 100
+
+
+@pytest.mark.parametrize("bad", [slice(None), slice(3, 4), slice(0, VOCABULARY - 2)])
+def test_what_is_no_number_is_kept_for_the_check_that_tells(bad: slice) -> None:
+    logits = np.arange(VOCABULARY, dtype=np.float32)
+    logits[bad] = np.nan
+    found = expectation([logits, np.arange(VOCABULARY, dtype=np.float32)], [4, 4])
+    assert found.tokens.shape == (2, LIKELIEST) and found.numbers.shape == (2, 1 + LIKELIEST)
+    assert np.isnan(found.numbers[0]).all() and np.isfinite(found.numbers[1]).all()
