@@ -35,6 +35,9 @@ BEGUN = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
 # These take a word that is a token as it is, whatever the merges make of it.
 WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3"})
 
+# Phi-3's special tokens take the blanks and line ends after them, which no file says; but for these. Source: llama.cpp's reading (llama-vocab.cpp).
+WITHOUT_BLANKS = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+
 
 def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer.
@@ -55,7 +58,7 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
                               hint="name the original checkpoint as source")
     tokenizer = makers[kind](metadata, tokens)
     types = metadata.get(f"{PREFIX}.token_type") or [NORMAL] * len(tokens)
-    _add_special_tokens(tokenizer, tokens, types)
+    _add_special_tokens(tokenizer, tokens, types, str(metadata.get("general.architecture")))
     _begin_and_end(tokenizer, metadata, tokens)
     return tokenizer
 
@@ -139,10 +142,13 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer
     return tokenizer
 
 
-def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], form: str) -> None:
     from tokenizers import AddedToken
 
-    of_type = {kind: [AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+    def takes_blanks(token: str) -> bool:
+        return form == "phi3" and token not in WITHOUT_BLANKS
+
+    of_type = {kind: [AddedToken(token, special=kind != USER_DEFINED, normalized=False, rstrip=kind == CONTROL and takes_blanks(token))
                       for token, own in zip(tokens, types, strict=True) if own == kind]
                for kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     tokenizer.add_special_tokens(of_type[UNKNOWN] + of_type[CONTROL])

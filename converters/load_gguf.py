@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, digest_file
 from edgeexport.errors import CheckpointError
-from edgeexport.gguf_file import TEMPLATE, read_gguf_header
+from edgeexport.gguf_checkpoint import WINDOW
+from edgeexport.gguf_file import HEAD, TEMPLATE, GgufHeader, read_gguf_header
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._gguf_tokenizer import make_tokenizer, special_ids, special_tokens
@@ -58,7 +59,7 @@ class LoadGguf(Step):
             settings["chat_template"] = metadata[TEMPLATE]
         (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         context.report(None, "unpacking the weights")
-        unpack(path, sum(tensor.count for tensor in header.tensors.values()), out, context)
+        unpack(path, header, out, context)
         say_what_ends_texts(out, special_ids(metadata))
         if self.text is not None:
             write_text(out, self.text, self.spec, context)
@@ -73,12 +74,12 @@ def say_what_ends_texts(out: Path, ids: Mapping[str, int]) -> None:
     (out / "generation_config.json").unlink(missing_ok=True)
 
 
-def unpack(path: Path, count: int, out: Path, context: Context) -> None:
+def unpack(path: Path, header: GgufHeader, out: Path, context: Context) -> None:
     """Write config.json and safetensors.
 
     Args:
         path: the file.
-        count: how many weights are in it.
+        header: what it says of itself.
         out: the folder to write to.
         context: says how many threads there are.
 
@@ -95,12 +96,19 @@ def unpack(path: Path, count: int, out: Path, context: Context) -> None:
         info: dict[str, Any]
         model, info = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, AttributeError, AssertionError) as exc:
         why = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise CheckpointError("Transformers cannot read the GGUF file.", why=why, hint="name the original checkpoint as source") from exc
     if info["missing_keys"]:
         raise CheckpointError("Weights are missing from the GGUF file.", why=", ".join(sorted(info["missing_keys"])[:4]),
                               hint="the model would answer from random weights; convert the original checkpoint again")
+    if HEAD not in header.tensors:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    window = header.metadata.get(f"{header.metadata['general.architecture']}.{WINDOW}")
+    if window and hasattr(model.config, "sliding_window"):  # Transformers' reading leaves some families' out
+        model.config.sliding_window = window
+    count = sum(tensor.count for tensor in header.tensors.values())
     unread = count - sum(parameter.numel() for parameter in model.parameters())
     if unread > 0:
         raise CheckpointError("Not all of the GGUF file is read.", why=f"{unread:,} of its {count:,} weights have no place in Transformers' model",

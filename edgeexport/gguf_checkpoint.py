@@ -26,6 +26,13 @@ ARCHITECTURES = {
 }
 # Tensors by which positions are scaled for long texts. Transformers leaves them out, and would read every text wrongly, without an error.
 SCALED_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# The same as numbers, of which 0 and 1 change nothing; the second was written by older converters. Source: llama.cpp's load_hparams.
+SCALES = ("rope.scaling.factor", "rope.scale_linear")
+WINDOW = "attention.sliding_window"
+# Families whose attention may see a window; another that has one is right for texts as long as that.
+WITH_WINDOW = frozenset({"gemma2", "gemma3", "phi3", "qwen2", "qwen3"})
+# Gemma's attention is scaled by a number that is not in the file: the size of a head, but in the largest models. Source: llama.cpp's models/gemma2.
+GEMMA_HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,22 @@ class GgufCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.name}: the architecture '{form}' is not read from GGUF files.",
                                   why=f"those are: {', '.join(ARCHITECTURES)}", hint="name the original checkpoint as source")
         scaled = next((name for name in SCALED_POSITIONS if name in self.header.tensors), None)
-        kind = metadata.get(f"{form}.rope.scaling.type", "none")
-        if scaled is not None or kind != "none":
+        stated = {key: metadata[f"{form}.{key}"] for key in ("rope.scaling.type", *SCALES) if metadata.get(f"{form}.{key}", "none") not in ("none", 0, 1)}
+        if scaled is not None or stated:
             raise CheckpointError(f"{self.name} scales its positions for long texts, which is not read from GGUF files.",
-                                  why=f"it has {scaled or f'rope.scaling.type = {kind}'}", hint="name the original checkpoint as source")
+                                  why=f"it has {scaled or ', '.join(f'{key} = {value}' for key, value in stated.items())}",
+                                  hint="name the original checkpoint as source")
+        if form.startswith("gemma") and metadata.get(f"{form}.attention.key_length", GEMMA_HEAD) != GEMMA_HEAD:
+            raise CheckpointError(f"{self.name} does not say how its attention is scaled.",
+                                  why=f"with heads of {metadata[f'{form}.attention.key_length']} numbers it is in another way than usual",
+                                  hint="name the original checkpoint as source")
         model_type, name = ARCHITECTURES[form]
         keys = {"max_position_embeddings": "context_length", "n_positions": "context_length", "num_hidden_layers": "block_count",
                 "hidden_size": "embedding_length"}
         found = {key: metadata.get(f"{form}.{there}") for key, there in keys.items()}
+        window = metadata.get(f"{form}.{WINDOW}")
+        if window and form not in WITH_WINDOW and found["max_position_embeddings"]:
+            found["max_position_embeddings"] = min(window, found["max_position_embeddings"])
         return {"model_type": model_type, "architectures": [name], "vocab_size": len(metadata.get(TOKENS) or ()),
                 **{key: value for key, value in found.items() if value is not None}}
 

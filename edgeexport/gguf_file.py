@@ -1,4 +1,5 @@
-"""A GGUF file, read as far as its header: metadata, and the name, shape and type of every tensor. No weight is read.
+"""A GGUF file, read as far as its header: metadata, and the name, shape and type of every tensor. No weight is read, but to see whether the table of
+tokens stands there twice.
 
 Source: the GGUF specification (ggml, docs/gguf.md) and the block layouts of ggml-common.h.
 """
@@ -20,6 +21,8 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32
 # Keys of the tokens, and of the chat template.
 TOKENS, TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
+# The table of tokens, and the matrix that answers; where the two are one, some of llama.cpp's converters write it twice.
+TABLE, HEAD = "token_embd.weight", "output.weight"
 DAMAGED = "download or copy the file again"
 
 # Type number → name, weights in a block, bytes of a block.
@@ -32,6 +35,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
     21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }
+CHUNK = 1 << 24
 EXACT = frozenset({"F32", "F16", "BF16", "F64"})
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -94,6 +98,11 @@ class _Cursor:
         self.position = end
         return found
 
+    def equal(self, one: int, other: int, size: int) -> bool:
+        """Whether so many bytes are the same at two places."""
+        return all(self._data[one + start:one + min(start + CHUNK, size)] == self._data[other + start:other + min(start + CHUNK, size)]
+                   for start in range(0, size, CHUNK))
+
     def string(self) -> str:
         return self.bytes().decode("utf-8")
 
@@ -127,7 +136,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         cursor.position = len(MAGIC)
         try:
             return _read_header(path, cursor, size)
-        except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as exc:
+        except (struct.error, ValueError, KeyError, MemoryError, ArithmeticError, RecursionError) as exc:
             raise CheckpointError(f"{path} is damaged.", why=f"it ends within its header, or that is not readable ({exc})",
                                   hint=DAMAGED) from exc
 
@@ -159,4 +168,7 @@ def _read_header(path: Path, cursor: _Cursor, size: int) -> GgufHeader:
     end = max((tensor.offset + tensor.size for tensor in found.values()), default=begin)
     if end > size:
         raise CheckpointError(f"{path} is cut off.", why=f"its header promises {end:,} bytes, it has {size:,}", hint=DAMAGED)
+    table, head = found.get(TABLE), found.get(HEAD)
+    if table and head and (table.shape, table.type) == (head.shape, head.type) and cursor.equal(table.offset, head.offset, table.size):
+        del found[HEAD]
     return GgufHeader(metadata, found)

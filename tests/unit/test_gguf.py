@@ -61,6 +61,8 @@ def test_weights_in_floating_point_have_lost_nothing(tmp_path: Path) -> None:
     (gguf(LLAMA, {"x": ((32,), 99, bytes(34))}), "quantization type that is not known"), (gguf(LLAMA, version=1), "version 1"),
     (gguf(LLAMA, version=0x03000000), "big-endian"), (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 60), "damaged"),
     (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + b"\1\0\0\0\0\0\0\0x" + struct.pack("<I", 77), "damaged"),
+    (gguf({"general.alignment": 0}), "damaged"), (gguf({"general.alignment": "x"}), "damaged"),
+    (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + b"\1\0\0\0\0\0\0\0x" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "damaged"),
 ])
 def test_what_is_no_whole_file_is_told(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -71,6 +73,8 @@ def test_what_is_no_whole_file_is_told(tmp_path: Path, content: bytes, told: str
 @pytest.mark.parametrize(("changed", "tensors", "told"), [
     ({"general.architecture": "mamba"}, TENSORS, "'mamba' is not read from GGUF files"),
     ({"llama.rope.scaling.type": "yarn"}, TENSORS, "scales its positions"),
+    ({"llama.rope.scale_linear": 4.0}, TENSORS, "scales its positions"), ({"llama.rope.scaling.factor": 2.0}, TENSORS, "scales its positions"),
+    ({"general.architecture": "gemma2", "gemma2.attention.key_length": 128}, TENSORS, "how its attention is scaled"),
     ({}, TENSORS | {"rope_freqs.weight": ((32,), F32, bytes(128))}, "scales its positions"),
     ({"tokenizer.ggml.tokens": []}, TENSORS, "has no tokenizer"),
 ])
@@ -78,6 +82,25 @@ def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, changed: dict[str
     found = read_gguf(write(tmp_path / "m.gguf", gguf(LLAMA | changed, tensors)), "m")
     with pytest.raises(CheckpointError, match=told):
         found.spec(SECTION)
+
+
+def test_scales_of_one_and_windows_as_long_as_the_context_change_nothing(tmp_path: Path) -> None:
+    given = {"llama.rope.scale_linear": 1.0, "llama.rope.scaling.factor": 0.0, "llama.attention.sliding_window": 4096}
+    found = read_gguf(write(tmp_path / "m.gguf", gguf(LLAMA | given, TENSORS)), "m").text_spec(SECTION)
+    assert (found.max_length, found.own_max_length) == (1024, 4096)
+
+
+def test_a_window_that_the_family_has_no_word_for_is_all_that_is_read(tmp_path: Path) -> None:
+    found = read_gguf(write(tmp_path / "m.gguf", gguf(LLAMA | {"llama.attention.sliding_window": 512}, TENSORS)), "m")
+    assert found.text_spec(SECTION).max_length == 512
+
+
+def test_a_table_that_stands_there_twice_is_counted_once(tmp_path: Path) -> None:
+    table = ((3, 64), Q8_0, bytes(range(102)) * 2)
+    path = write(tmp_path / "m.gguf", gguf(LLAMA, TENSORS | {"token_embd.weight": table, "output.weight": table}))
+    assert "output.weight" not in read_gguf_header(path).tensors
+    other = ((3, 64), Q8_0, bytes(204))
+    assert "output.weight" in read_gguf_header(write(path, gguf(LLAMA, TENSORS | {"token_embd.weight": table, "output.weight": other}))).tensors
 
 
 def test_a_part_of_a_file_is_told_how_to_be_joined(tmp_path: Path) -> None:
