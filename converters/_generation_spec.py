@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeexport.errors import CheckpointError, DataError
-from edgeexport.session.chat import ChatTemplate
+from edgeexport.session.chat import DAY_OF_PROOF, ChatTemplate
 from edgeexport.session.generation import GENERATION_FILE, GenerationSpec
+
+from ._day_of_proof import day_of_proof
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,14 +147,14 @@ def check_template(directory: Path, chat: ChatTemplate) -> None:
     for conversation in GOLDEN:
         for answer in (False, True):
             try:
-                own: str | None = chat.render(conversation, answer=answer)
+                own: str | None = chat.render(conversation, answer=answer, today=DAY_OF_PROOF)
             except DataError as exc:
                 if "error" in exc.what:
                     raise CheckpointError(exc.what, why=exc.why, hint=exc.hint) from exc
                 own, said = None, exc.reason
             try:
-                other = theirs.apply_chat_template(list(conversation), chat_template=chat.source, tokenize=False,
-                                                                add_generation_prompt=answer)
+                with day_of_proof():
+                    other = theirs.apply_chat_template(list(conversation), chat_template=chat.source, tokenize=False, add_generation_prompt=answer)
             except Exception as exc:  # whatever a template raises
                 other, said = None, str(exc)
             if own != other:

@@ -15,6 +15,7 @@ from edgeexport.session.evidence import Answers
 from edgeexport.session.scoring import CONTINUED, NOTHING, Expectation, add_expectation, ends_of, expectation, scored
 from edgeexport.step import Context, Refusal, Step, View
 
+from ._day_of_proof import day_of_proof
 from ._task_model import load_model, read_text
 
 
@@ -82,7 +83,8 @@ class Original:
         open_end = row.messages[-1].role != "assistant"
         messages = [message.model_dump() for message in row.messages]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_end)
+            with day_of_proof():
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_end)
         except Exception as exc:  # whatever a template raises
             raise DataError(f"The chat template refuses the conversation of row {row.id}.", why=str(exc)) from exc
         return *self._tokens(str(text), add_special_tokens=False), open_end

@@ -62,7 +62,7 @@ class GgufCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.name}: the architecture '{form}' is not read from GGUF files.",
                                   why=f"those are: {', '.join(ARCHITECTURES)}", hint="name the original checkpoint as source")
         scaled = next((name for name in SCALED_POSITIONS if name in self.header.tensors), None)
-        stated = {key: metadata[f"{form}.{key}"] for key in ("rope.scaling.type", *SCALES) if metadata.get(f"{form}.{key}", "none") not in ("none", 0, 1)}
+        stated = {key: value for key in ("rope.scaling.type", *SCALES) if (value := metadata.get(f"{form}.{key}", "none")) not in ("none", 0, 1)}
         if scaled is not None or stated:
             raise CheckpointError(f"{self.name} scales its positions for long texts, which is not read from GGUF files.",
                                   why=f"it has {scaled or ', '.join(f'{key} = {value}' for key, value in stated.items())}",

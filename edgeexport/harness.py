@@ -153,8 +153,8 @@ class BundleModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return "".join(piece.text for piece in self._model.generate(given, sampling, tokens, [stop for stop in wishes["until"] if stop]))
 
     def _room(self, wished: int, prompt: int) -> int:
-        """How many tokens an answer may have. A prompt that leaves too few loses its beginning, as in the harness's own models; these refuse an answer
-        as long as the context, where here prompt and answer share it, and a long prompt gets half."""
+        """How many tokens an answer may have. A prompt that leaves too few loses its beginning, as in the harness's own models; these refuse an
+        answer as long as the context, where here prompt and answer share it, and a long prompt gets half."""
         context = self._model.decoder.context
         if wished < context:
             return wished

@@ -16,6 +16,8 @@ from edgeexport.errors import DataError
 if TYPE_CHECKING:
     from jinja2 import Template
 
+# Templates may write today's date. Evidence is gathered as if it were this day, so that what is stored is true tomorrow, too.
+DAY_OF_PROOF = datetime(2024, 7, 26)
 ROLES = ("system", "user", "assistant", "tool")
 Message = Mapping[str, Any]
 
@@ -32,12 +34,13 @@ class ChatTemplate:
         """Nothing is compiled before it is used: a bundle's other answers need no Jinja."""
         self.source, self.tokens = source, dict(tokens)
 
-    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+    def render(self, messages: Sequence[Message], *, answer: bool = True, today: datetime | None = None) -> str:
         """The conversation as one text, special tokens written out.
 
         Args:
             messages: each with ``role`` and ``content``, in order.
             answer: end with what begins an answer of the model.
+            today: what a template takes for the present; None for the time that it is.
 
         Raises:
             DataError: the template is no template, or refuses the conversation.
@@ -50,7 +53,8 @@ class ChatTemplate:
                                 hint=f'a message has "role" ({", ".join(ROLES)}) and "content", a string')
         template = self._template
         try:
-            return template.render(messages=list(messages), tools=None, documents=None, add_generation_prompt=answer, **self.tokens)
+            return template.render(messages=list(messages), tools=None, documents=None, add_generation_prompt=answer,
+                                   strftime_now=lambda form: (today or datetime.now()).strftime(form), **self.tokens)
         except TemplateError as exc:
             raise DataError("The chat template refuses this conversation.", why=str(exc)) from exc
         except Exception as exc:  # what a template computes can fail in any way
@@ -90,7 +94,6 @@ def _environment() -> Any:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 

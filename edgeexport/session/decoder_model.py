@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,20 @@ class DecoderModel(LanguageModel):
         """A text to go on with, with the tokens that the tokenizer puts around one."""
         return self._prompt(text, begins=True)
 
-    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
+    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, today: datetime | None = None) -> Prompt:
         """A conversation as the template writes it, which writes all special tokens itself."""
-        return self._prompt(self.write_conversation(messages, answer=answer), begins=False)
+        return self._prompt(self.write_conversation(messages, answer=answer, today=today), begins=False)
 
     def _prompt(self, text: str, *, begins: bool) -> Prompt:
         """A text with its tokens; `begins` puts those around it that the tokenizer adds."""
         encoded = self.tokenizer.encode(text, add_special_tokens=begins)
         return Prompt(text, np.asarray(encoded.ids, np.int64), scoring.ends_of(encoded.offsets))
 
-    def write_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+    def write_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, today: datetime | None = None) -> str:
         """A conversation as the template writes it, which writes all special tokens itself; see :meth:`prompt_of_conversation`."""
         if self.template is None:
             raise no_template()
-        return self.template.render(messages, answer=answer)
+        return self.template.render(messages, answer=answer, today=today)
 
     def held_of(self, prompt: Prompt) -> int:
         """How many tokens of a prompt were read already."""

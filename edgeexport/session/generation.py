@@ -154,7 +154,7 @@ class Piece(NamedTuple):
     Attributes:
         text: what has become certain; often nothing, as a character may need several tokens.
         tokens: how many tokens the answer has so far.
-        ended: of the last piece, what ended the answer: ``stop`` (a token or a string), ``tokens`` (as many as there may be), ``context`` (it is full).
+        ended: of the last piece, what ended the answer: ``stop`` (a token or a string), ``tokens`` (there may be no more), ``context`` (it is full).
     """
 
     text: str

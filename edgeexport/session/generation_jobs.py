@@ -78,7 +78,7 @@ def talk(model: LanguageModel) -> None:
 
 def answer_request(model: LanguageModel, request: dict[str, Any],
                    interrupted: Callable[[], bool] = lambda: False) -> Generator[dict[str, Any], None, None]:
-    """The events that answer a request: pieces of text, and then what it took and what ended it: ``stop``, ``tokens``, ``context`` or ``interrupt``."""
+    """The events that answer a request: pieces of text, and then what it took and what ended it (``stop``, ``tokens``, ``context``, ``interrupt``)."""
     given = request.get("messages") or request["prompt"]
     prompt = model.prompt(given, raw=bool(request.get("raw")))
     started, first = time.perf_counter(), None

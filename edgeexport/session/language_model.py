@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeexport.errors import DataError
+from edgeexport.session.chat import DAY_OF_PROOF
 from edgeexport.session.generation import Piece
 from edgeexport.session.payload import Payload
 from edgeexport.session.sampling import Sampling
@@ -74,7 +76,7 @@ class LanguageModel(ABC):
         """What the model reads of a row of a data set, and whether it is to be continued."""
         if row.get("messages"):
             open_end = row["messages"][-1]["role"] != "assistant"
-            return self.prompt_of_conversation(row["messages"], answer=open_end), open_end
+            return self.prompt_of_conversation(row["messages"], answer=open_end, today=DAY_OF_PROOF), open_end
         return self.prompt_of_text(row["text"]), row.get("role") == "prompt"
 
     @abstractmethod
@@ -82,8 +84,8 @@ class LanguageModel(ABC):
         """A text to go on with."""
 
     @abstractmethod
-    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
-        """A conversation as the template writes it; with `answer`, up to what begins an answer of the model.
+    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, today: datetime | None = None) -> Prompt:
+        """A conversation as the template writes it, which may write the present time; with `answer`, up to what begins an answer of the model.
 
         Raises:
             DataError: the model was trained on no conversations, or its template refuses this one.

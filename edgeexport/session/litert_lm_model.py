@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from edgeexport.errors import BundleError, DataError
 from edgeexport.session import scoring
+from edgeexport.session.chat import ChatTemplate
 from edgeexport.session.generation import Piece, UntilStop, require_room
 from edgeexport.session.language_model import FILLER, GREEDY, LanguageModel, Prompt, no_template
 from edgeexport.session.payload import Payload
@@ -21,6 +23,8 @@ from edgeexport.session.run_litert_lm import LitertLm
 from edgeexport.session.sampling import Sampling
 from edgeexport.session.scoring import CONTINUED, Expectation
 
+# By which name a template asks for the time.
+TELLS_TIME = "strftime_now"
 # So many of a text's last tokens may become others when the rest of it is left out.
 UNSETTLED = 8
 
@@ -47,11 +51,18 @@ class LitertLmModel(LanguageModel):
         # Where LiteRT-LM reads other tokens than the tokenizer makes, which fails the lane, nothing says where they lie.
         return Prompt(text, ids, scoring.ends_of(places if len(places) == len(ids) else [(0, 0)] * len(ids)))
 
-    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> Prompt:
+    def prompt_of_conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, today: datetime | None = None) -> Prompt:
         """A conversation as the template in the file writes it."""
         if self.spec.chat_template is None:
             raise no_template()
-        return self.prompt_of_text(self._model.write(messages, answer=answer))
+        found = self._model.write(messages, answer=answer)
+        if today is not None and TELLS_TIME in self.spec.chat_template:
+            # It knows the present time alone. What it writes rightly now, it would have written rightly on another day.
+            template = ChatTemplate(self.spec.chat_template, self.spec.tokens)
+            now, then = (template.render(messages, answer=answer, today=day) for day in (None, today))
+            if now.endswith(found):  # what begins a text is put before it later
+                found = then[len(now) - len(found):]
+        return self.prompt_of_text(found)
 
     def held_of(self, prompt: Prompt) -> int:
         """Nothing: each prompt is read from its beginning."""

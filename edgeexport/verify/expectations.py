@@ -171,7 +171,8 @@ def expectation_checks(dataset: str, reference: Answers, lane: Answers, given: M
         bound = bound_for(name, Task.TEXT_GENERATION, given)
         if bound is not None:
             checks.append(Check(name=f"{title} ({dataset})", group="parity", verdict=(at_most if most else at_least)(estimate, bound),
-                                figure=estimate, bound=bound, relation="<=" if most else ">=", how=how, note=why_unproven(estimate) or note, unit=unit))
+                                figure=estimate, bound=bound, relation="<=" if most else ">=", how=how, unit=unit,
+                                note=why_unproven(estimate) or note))
 
     ours, rows = came(reference)
     theirs, _ = came(lane)

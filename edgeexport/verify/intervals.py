@@ -118,8 +118,8 @@ def bootstrap(statistics: Sequence[Statistic], clusters: Sequence[object]) -> li
         statistics: the figures; all see the same resamples, so that a difference of two is paired.
         clusters: the cluster of each example.
 
-    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application", sections 3.8 and 5.3; for the percentiles, T. C. Hesterberg, "What
-    Teachers Should Know About the Bootstrap" (2015), section 4.3.
+    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application", sections 3.8 and 5.3; for the percentiles, T. C. Hesterberg,
+    "What Teachers Should Know About the Bootstrap" (2015).
     """
     _, member = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)
     n, count = len(member), int(member.max()) + 1

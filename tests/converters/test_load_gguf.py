@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf_models import FORMS, pack
+from gguf_models import pack
 from tiny_decoders import END, START, TEMPLATE, write_decoder
 from tokenizers import Tokenizer
 from zoo import Zoo
@@ -24,6 +24,7 @@ from edgeexport.probes import generation_probes
 from edgeexport.recipe import ModelSection
 from edgeexport.session.generation import read_generation_spec
 from edgeexport.step import View
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -95,12 +95,21 @@ def begun_twice(directory: Path) -> None:
     settings(directory, chat_template=WITH_BEGIN)
 
 
+def dated(directory: Path) -> None:
+    """As Llama 3.2: the template writes the day, if anybody tells it."""
+    begun(directory)
+    day = "{% set day = strftime_now('%d %b %Y') if strftime_now is defined else 'never' %}"
+    settings(directory, chat_template=day + WITH_BEGIN + "{{ day }}")
+
+
 @pytest.mark.parametrize("change", [
     lambda directory: None,
+    dated,
     lambda directory: settings(directory, chat_template=WITH_BEGIN.removeprefix("{{ bos_token }}")),
     begun_twice,
     lambda directory: settings(directory, chat_template="\n " + TEMPLATE),
-], ids=["nothing begins a text", "the template names what ends a turn", "tokenizer and template begin a text", "blanks come first"])
+], ids=["nothing begins a text", "the day of proof", "the template names what ends a turn", "tokenizer and template begin a text",
+        "blanks come first"])
 def test_what_is_read_is_what_the_original_reads(packer: Packer, change: Callable[[Path], None]) -> None:
     checkpoint, payload = packer(change)
     original, found = Original(checkpoint.path), packer.answers(payload, ROWS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from edgeexport.errors import DataError
-from edgeexport.session.chat import ChatTemplate
+from edgeexport.session.chat import DAY_OF_PROOF, ChatTemplate
 
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -24,6 +25,13 @@ def test_templates_get_the_special_tokens_and_what_they_are_used_to() -> None:
     source = ("{{ bos_token }}{% for message in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ message | tojson }}{% endfor %}"
               "{% generation %}{{ strftime_now('%Y') | length }}{% endgeneration %}")
     assert ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "user", "content": "<é>"}]) == '<s>{"role": "user", "content": "<é>"}4'
+
+
+def test_a_template_is_told_the_present_or_another_time() -> None:
+    template = ChatTemplate("{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}", {})
+    assert template.render(TALK, today=DAY_OF_PROOF) == "26 Jul 2024"
+    before = datetime.now().strftime("%d %b %Y")
+    assert template.render(TALK) in {before, datetime.now().strftime("%d %b %Y")}
 
 
 def test_what_a_template_refuses_is_told_in_its_words() -> None:

@@ -138,7 +138,8 @@ def test_another_prompt_is_read_from_where_it_differs(prompt: str, read: str) ->
 
 def test_two_answers_under_way_leave_each_other_alone() -> None:
     model = Reciter("abcdefgh")
-    answers = {prompt: generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, Limits(None, frozenset({END}))) for prompt in ("ab", "xb")}
+    limits = Limits(None, frozenset({END}))
+    answers = {prompt: generate(model.reader, TOKENIZER, TOKENIZER.encode(prompt).ids, GREEDY, limits) for prompt in ("ab", "xb")}
     found = dict.fromkeys(answers, "")
     for _ in range(9):
         for prompt, pieces in answers.items():
