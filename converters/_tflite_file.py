@@ -85,7 +85,7 @@ def write_compactly(target: Path, model: Any, modules: Mapping[str, Module] | No
         file.write(flatbuffer)
         for buffer, values in behind:
             file.write(bytes(buffer.offset - file.tell()))
-            file.write(values)
+            file.write(memoryview(values))
 
 
 def read_model(data: bytes | bytearray | mmap.mmap) -> Any:

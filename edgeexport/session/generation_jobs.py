@@ -78,7 +78,10 @@ def talk(model: LanguageModel) -> None:
 
 def answer_request(model: LanguageModel, request: dict[str, Any],
                    interrupted: Callable[[], bool] = lambda: False) -> Generator[dict[str, Any], None, None]:
-    """The events that answer a request: pieces of text, and then what it took and what ended it (``stop``, ``tokens``, ``context``, ``interrupt``)."""
+    """The events that answer a request: pieces of text, and then what it took and what ended it.
+
+    That is ``stop``, ``tokens`` or ``context``, as in :class:`Piece`, or ``interrupt``.
+    """
     given = request.get("messages") or request["prompt"]
     prompt = model.prompt(given, raw=bool(request.get("raw")))
     started, first = time.perf_counter(), None
@@ -91,5 +94,6 @@ def answer_request(model: LanguageModel, request: dict[str, Any],
         if interrupted():
             break
     ended = time.perf_counter()
-    yield {"end": {"ended": piece.ended or "interrupt", "prompt_tokens": len(prompt.ids), "read_tokens": len(prompt.ids) - held, "tokens": piece.tokens,
+    yield {"end": {"ended": piece.ended or "interrupt", "tokens": piece.tokens,
+                   "prompt_tokens": len(prompt.ids), "read_tokens": len(prompt.ids) - held,
                    "first_token_seconds": (first or ended) - started, "seconds": ended - started}}
