@@ -85,7 +85,7 @@ def write_compactly(target: Path, model: Any, modules: Mapping[str, Module] | No
         file.write(flatbuffer)
         for buffer, values in behind:
             file.write(bytes(buffer.offset - file.tell()))
-            file.write(memoryview(values))
+            values.tofile(file)
 
 
 def read_model(data: bytes | bytearray | mmap.mmap) -> Any:
