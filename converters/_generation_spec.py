@@ -143,6 +143,7 @@ def check_template(directory: Path, chat: ChatTemplate) -> None:
     """
     from transformers import PreTrainedTokenizerFast
 
+    refused: list[str] = []
     theirs: Any = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **chat.tokens)  # type: ignore[no-untyped-call]
     for conversation in GOLDEN:
         for answer in (False, True):
@@ -157,10 +158,15 @@ def check_template(directory: Path, chat: ChatTemplate) -> None:
                     other = theirs.apply_chat_template(list(conversation), chat_template=chat.source, tokenize=False, add_generation_prompt=answer)
             except Exception as exc:  # whatever a template raises
                 other, said = None, str(exc)
+            if own is None:
+                refused.append(said)
             if own != other:
                 wrote = re.sub(r"\s+", " ", said if own is None or other is None else f"{own!r} and {other!r}")
                 raise CheckpointError("The chat template comes to another text here than in Transformers.", why=wrote[:300],
                                       hint="report this with the checkpoint's name")
+    if len(refused) == 2 * len(GOLDEN):
+        raise CheckpointError("The chat template refuses every conversation.", why=refused[0],
+                              hint="mend chat_template in tokenizer_config.json (or chat_template.jinja), or take it out")
 
 
 def _json(directory: Path, name: str) -> dict[str, Any]:

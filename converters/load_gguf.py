@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from edgeexport.artifact import Kind, Spec, digest_file
 from edgeexport.errors import CheckpointError
-from edgeexport.gguf_checkpoint import WINDOW
-from edgeexport.gguf_file import HEAD, TEMPLATE, GgufHeader, read_gguf_header
+from edgeexport.gguf_file import HEAD, TEMPLATE, WINDOW, GgufHeader, read_gguf_header
 from edgeexport.step import Context, Refusal, Step, View
 
 from ._gguf_tokenizer import make_tokenizer, special_ids, special_tokens

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeexport.checkpoint import Checkpoint
 from edgeexport.errors import CheckpointError
-from edgeexport.gguf_file import EXACT, TEMPLATE, TOKENS, GgufHeader, read_gguf_header
+from edgeexport.gguf_file import EXACT, TEMPLATE, TOKENS, WINDOW, GgufHeader, read_gguf_header
 
 SUFFIX = ".gguf"
 # general.architecture → Transformers' model_type and class. Source: modeling_gguf_pytorch_utils of Transformers 5.23, which reads the weights.
@@ -28,7 +28,6 @@ ARCHITECTURES = {
 SCALED_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # The same as numbers, of which 0 and 1 change nothing; the second was written by older converters. Source: llama.cpp's load_hparams.
 SCALES = ("rope.scaling.factor", "rope.scale_linear")
-WINDOW = "attention.sliding_window"
 # Families whose attention may see a window; another that has one is right for texts as long as that.
 WITH_WINDOW = frozenset({"gemma2", "gemma3", "phi3", "qwen2", "qwen3"})
 # Gemma's attention is scaled by a number that is not in the file: the size of a head, but in the largest models. Source: llama.cpp's models/gemma2.

@@ -23,6 +23,8 @@ ALIGNMENT = 32
 TOKENS, TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 # The table of tokens, and the matrix that answers; where the two are one, some of llama.cpp's converters write it twice.
 TABLE, HEAD = "token_embd.weight", "output.weight"
+# Of an architecture: how many tokens back attention sees.
+WINDOW = "attention.sliding_window"
 DAMAGED = "download or copy the file again"
 
 # Type number → name, weights in a block, bytes of a block.

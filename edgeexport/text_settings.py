@@ -62,7 +62,7 @@ def text_settings(checkpoint: SmallFiles, section: ModelSection) -> TextSpec:
     own, sources["own_max_length"] = _own_max_length(checkpoint)
     if section.max_length is not None and section.max_length > own:
         raise CheckpointError(f"{checkpoint.name} reads at most {own} tokens ({sources['own_max_length']}), not {section.max_length}.",
-                              hint="lower model.max_length in the recipe")
+                              hint="lower model.max_length in the recipe, or --max-length")
     longest, sources["max_length"] = own, sources["own_max_length"]
     if section.max_length is not None:
         longest, sources["max_length"] = section.max_length, "recipe"

@@ -317,8 +317,8 @@ def on_development(prepared: Prepared) -> Prepared:
     """
     resolved = prepared.resolved
     if resolved.spec.task is Task.TEXT_GENERATION:
-        raise RecipeError("tune is for encoders so far.", why="a language model is not made smaller yet, but by its precision",
-                          hint="build it with the precision of your choice")
+        raise RecipeError("tune is for encoders so far.", why="a language model's training takes longer than a search can wait for",
+                          hint="say in [compress] how it is to be made smaller, and build it")
     data = resolved.datasets.get("development")
     if data is None or not any(row.labelled for row in data.rows):
         corpus = ' and corpus = "answers.jsonl"' if resolved.spec.task in {Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION} else ""

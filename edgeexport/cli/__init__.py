@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 
@@ -85,6 +86,9 @@ def show_json(error: EdgeExportError) -> None:
 def main() -> None:
     """Run the command line; every error becomes a few plain lines, or with --json an object."""
     as_json = "--json" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another encoding gets question marks
     try:
         result = cli.main(prog_name="edgeexport", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -101,7 +105,8 @@ def main() -> None:
             exc.show()
         code = EXIT_ERROR
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was finished stays stored", err=True)
+        stored = sys.argv[1:2] in (["build"], ["tune"])
+        click.echo(f"interrupted{'; what was finished stays stored' if stored else ''}", err=True)
         code = EXIT_INTERRUPTED
     except (BrokenPipeError, SystemExit):  # whoever read our output has gone; rich leaves with 1 then, which means fail here
         code = EXIT_ERROR

@@ -18,6 +18,8 @@ from edgeexport.session import Bundle
 
 # What ended an answer that is not at its end.
 CUT = {"tokens": "the answer is cut off: it may have no more tokens (--max-tokens)", "context": "the answer is cut off: the context is full"}
+# Of the context, what an answer needs so that no earlier message has to go.
+FAIR_SHARE = 4
 END = ("/exit", "/quit", "/bye")
 
 
@@ -30,7 +32,7 @@ END = ("/exit", "/quit", "/bye")
 def chat_command(bundle: Path, lane: str | None, system: str | None, threads: int, **options: Any) -> None:
     """Talk with a language model of a bundle, by the chat template that is in it.
 
-    /reset begins anew, /exit or Ctrl-D ends; Ctrl-C ends an answer. What is piped in is answered line by line.
+    /reset begins anew, /exit or Ctrl-D ends the conversation; Ctrl-C ends an answer, or takes back a line. What is piped in is answered line by line.
     """
     opened = Bundle.open(bundle, lane=lane, threads=threads)
     manifest = read_manifest(opened.directory)
@@ -49,24 +51,31 @@ def chat_command(bundle: Path, lane: str | None, system: str | None, threads: in
                 err.print("[dim]a new conversation[/]")
             elif said:
                 messages.append({"role": "user", "content": said})
-                messages = answer(model, beginning, messages, options)
+                messages = answer(model, beginning, messages, options, room=min(options["max_tokens"], held // FAIR_SHARE))
 
 
 def read_line() -> str | None:
     """What the user says next; None where they have nothing more to say."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrows and history, where there is a terminal)
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
+    if sys.stdin is None:
         return None
-
-
-def answer(model: Talker, beginning: list[dict[str, str]], messages: list[dict[str, str]], options: dict[str, Any]) -> list[dict[str, str]]:
-    """Show the answer as it comes, and return the conversation with it; what no longer fits in the context is left out of that, oldest first."""
     while True:
         try:
-            said, figures = show(model, request_of({"messages": beginning + messages}, **dict(options)), interruptible=True)
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            err.print("\n[dim]/exit or Ctrl-D ends[/]")
+
+
+def answer(model: Talker, beginning: list[dict[str, str]], messages: list[dict[str, str]], options: dict[str, Any], *,
+           room: int) -> list[dict[str, str]]:
+    """Show the answer as it comes, and return the conversation with it; what leaves no room for so many tokens is left out of that, oldest first."""
+    while True:
+        try:
+            request = request_of({"messages": beginning + messages}, **dict(options)) | {"room": room if len(messages) > 1 else 1}
+            said, figures = show(model, request, interruptible=True)
             break
         except NoRoom as exc:
             if len(messages) < 2:

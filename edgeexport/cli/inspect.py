@@ -18,7 +18,7 @@ MOST_ROWS = 8
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect_command(path: Path, as_json: bool) -> None:
-    """Show what is in a model file (.onnx, .tflite), or in every variant of a bundle.
+    """Show what is in a model file (.onnx, .tflite, .litertlm), or in every variant of a bundle.
 
     Inputs and outputs of each signature, operators with their versions and how they compute, bytes by tensor group, what is still float,
     and what is stored twice.

@@ -29,7 +29,7 @@ def model_options(command: Any) -> Any:
         click.option("--recipe", type=click.Path(path_type=Path), help=f"A recipe; default: {RECIPE_FILE} here."),
         click.option("--texts", type=click.Path(path_type=Path), help="Texts of yours on which parity is measured too."),
         click.option("--task", help="The task, where the checkpoint does not say it."),
-        click.option("--max-length", type=int, help="Longest text in tokens; default: the model's own."),
+        click.option("--max-length", type=int, help="Longest text in tokens; default: the model's own, for language models up to 1,024."),
         trust_option,
     ]):
         command = option(command)

@@ -1,7 +1,7 @@
 """Run this bundle. Needs Python 3.9 or newer, NumPy, tokenizers and one of the bundle's runtimes:
 
     pip install numpy tokenizers ai-edge-litert      (or onnxruntime, or tflite-runtime; for a language model that chats also jinja2)
-    python sample.py "a text" ["a second text"]
+    python sample.py "a text" ["a second text"]      (of a language model: "what a user says", and what another says)
 
 The code that turns text into an answer is `session.pyz`, the very code that measured the figures in report.html.
 """
@@ -23,6 +23,12 @@ def main() -> None:
     try:
         bundle = Bundle.open(HERE)
         print(f"lane: {bundle.lane}")
+        if bundle.payload.generation is not None:
+            for text in sys.argv[1:]:
+                for piece in bundle.generate(text, tokens=256):
+                    print(piece, end="", flush=True)
+                print()
+            return
         answer = bundle.run(*sys.argv[1:3])
         # An embedder answers with an array: a vector, or one for each token.
         print(f"array of shape {answer.shape}, starting with {answer.ravel()[:4]}" if hasattr(answer, "shape") else answer)

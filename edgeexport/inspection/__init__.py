@@ -45,5 +45,5 @@ def inspect_file(path: str | Path) -> ModelReport:
         from edgeexport.inspection.onnx_file import inspect_onnx
 
         return inspect_onnx(path)
-    raise ModelFileError(f"{path} is neither an ONNX, a TFLite nor a LiteRT-LM file.",
-                         hint="give a file that ends in .onnx, .tflite or .litertlm")
+    raise ModelFileError(f"{path} is neither an ONNX, a TFLite nor a LiteRT-LM file.", why="it does not begin as one of them does",
+                         hint="the file may be damaged, or only a pointer to it; build or download it again")

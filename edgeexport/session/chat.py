@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeexport.errors import DataError
+from edgeexport.session.text import require_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,9 +49,10 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         for message in messages:
-            if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-                raise DataError(f"This is no message: {json.dumps(dict(message), ensure_ascii=False, default=str)[:80]}",
+            if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+                raise DataError(f"This is no message: {repr(message)[:80]}",
                                 hint=f'a message has "role" ({", ".join(ROLES)}) and "content", a string')
+            require_text(message["content"])
         template = self._template
         try:
             return template.render(messages=list(messages), tools=None, documents=None, add_generation_prompt=answer,

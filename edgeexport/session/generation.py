@@ -139,11 +139,13 @@ class Limits:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the strings.
+        """Check them.
 
         Raises:
-            DataError: one is empty.
+            DataError: a string is empty, or there may be no token.
         """
+        if self.tokens is not None and self.tokens < 1:
+            raise DataError(f"An answer can't have {self.tokens} tokens.", why="it has 1 or more; None stands for as many as the context holds")
         if "" in self.stop_strings:
             raise DataError("A stop string is empty.", why="it would end every text at once", hint="leave it out")
 
@@ -186,16 +188,17 @@ def generate(reader: Reader, tokenizer: Tokenizer, prompt: Sequence[int], sampli
     yield Piece(stream.end(), len(read) - len(prompt), ended)
 
 
-def require_room(tokens: int, context: int) -> None:
-    """Check that a prompt leaves room for an answer.
+def require_room(tokens: int, context: int, answer: int = 1) -> None:
+    """Check that a prompt leaves room for an answer of so many tokens.
 
     Raises:
         NoRoom: it does not, or there is nothing to read.
     """
     if not tokens:
         raise NoRoom("There is nothing to go on from.", why="the prompt has no tokens", hint="give at least one character")
-    if tokens >= context:
-        raise NoRoom(f"The prompt has {tokens:,} tokens, and the model's context holds {context:,}.", why="one more is needed for the answer",
+    if tokens + answer > context:
+        needed = "one more is" if answer == 1 else f"{answer:,} more are"
+        raise NoRoom(f"The prompt has {tokens:,} tokens, and the model's context holds {context:,}.", why=f"{needed} needed for the answer",
                      hint="shorten the prompt, or build with a larger model.max_length")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from edgeexport.errors import DataError, EdgeExportError
 from edgeexport.session import scoring
 from edgeexport.session.evidence import Answers
-from edgeexport.session.generation import Piece
+from edgeexport.session.generation import Piece, require_room
 from edgeexport.session.job import peak_rss_mb, report, say
 from edgeexport.session.language_model import LanguageModel
 from edgeexport.session.sampling import Sampling
@@ -59,7 +59,8 @@ def generation_speed(model: LanguageModel, rounds: int) -> dict[str, Any]:
 def talk(model: LanguageModel) -> None:
     """Answer requests that come on standard input, one JSON object a line, until there are no more.
 
-    A request is ``{"messages": […] or "prompt": TEXT, "raw": BOOL, "sampling": {…}, "tokens": N, "stop": […]}``. It is answered by lines
+    A request is ``{"messages": […] or "prompt": TEXT, "raw": BOOL, "sampling": {…}, "tokens": N, "room": N, "stop": […]}``, where ``room`` says for
+    how many tokens there must be room, or nothing is answered (1). It is answered by lines
     ``{"piece": TEXT}`` and then ``{"end": {…}}``, or ``{"error": {…}}``. SIGINT ends an answer after the token that is under way.
     """
     interrupted = threading.Event()
@@ -84,6 +85,7 @@ def answer_request(model: LanguageModel, request: dict[str, Any],
     """
     given = request.get("messages") or request["prompt"]
     prompt = model.prompt(given, raw=bool(request.get("raw")))
+    require_room(len(prompt.ids), model.context, request.get("room", 1))
     started, first = time.perf_counter(), None
     held = model.held_of(prompt)
     piece = Piece("", 0)

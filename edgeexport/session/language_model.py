@@ -18,6 +18,7 @@ from edgeexport.session.generation import Piece
 from edgeexport.session.payload import Payload
 from edgeexport.session.sampling import Sampling
 from edgeexport.session.scoring import Expectation
+from edgeexport.session.text import require_text
 
 USER = "user"
 GREEDY = Sampling()
@@ -66,8 +67,9 @@ class LanguageModel(ABC):
         Raises:
             DataError: the model was trained on no conversations, or its template refuses this one.
         """
-        if not isinstance(request, str):
+        if isinstance(request, Sequence) and not isinstance(request, str) and request:
             return self.prompt_of_conversation(request)
+        request = require_text(request)
         if raw or self.spec.chat_template is None:
             return self.prompt_of_text(request)
         return self.prompt_of_conversation([{"role": USER, "content": request}])

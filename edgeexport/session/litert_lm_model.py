@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,14 +71,19 @@ class LitertLmModel(LanguageModel):
         """The text that comes after a prompt, as LiteRT-LM hands it out."""
         require_room(len(prompt.ids), self.context)
         until, count = UntilStop(tuple(stop)), 0
-        for count, text in enumerate(self._model.go_on(prompt.text, sampling, tokens), 1):
-            certain = until.add(text)
+        for text in self._model.go_on(prompt.text, sampling, tokens):
+            certain, count = until.add(text), count + self._tokens_of(text)
             yield Piece(certain, count, "stop" if until.stopped else None)
             if until.stopped:
                 return
         # It does not say what ended the text.
         full = len(prompt.ids) + count >= self.context - 1
-        yield Piece(until.end(), count, "tokens" if count == tokens else "context" if full else "stop")
+        yield Piece(until.end(), count, "tokens" if tokens is not None and count >= tokens else "context" if full else "stop")
+
+    def _tokens_of(self, piece: str) -> int:
+        """How many tokens a piece of an answer is made of: it comes when a character is complete, and its tokens are not said. (A model that says
+        nonsense may have taken other tokens for the same text.)"""
+        return max(1, len(self.tokenizer.encode(piece, add_special_tokens=False).ids))
 
     def expect(self, prompt: Prompt, *, continued: bool) -> Expectation:
         """How likely it holds the tokens of a prompt, or those that it goes on with, to be."""
@@ -134,13 +138,17 @@ class LitertLmModel(LanguageModel):
         raise DataError("A text cannot be cut to the context.", why=f"of {len(prompt.ids):,} tokens, {count:,} are held")
 
     def seconds_by_token(self, prompt_tokens: int, answer_tokens: int) -> list[float]:
-        """How long pieces of an answer take to come; the first takes the reading, and what ends a text takes as long as a piece of it."""
+        """How long each token of an answer takes, those of a piece alike; the first takes the reading."""
         prompt = self._cut(self.prompt_of_text(FILLER * (1 + prompt_tokens // 4)), prompt_tokens)
-        times = [time.perf_counter()]
-        for _ in self._model.go_on(prompt.text, GREEDY, 1 + answer_tokens):
-            times.append(time.perf_counter())
-        times.append(time.perf_counter())
-        return [end - start for start, end in pairwise(times)][:1 + answer_tokens]
+        last = time.perf_counter()
+        found: list[float] = []
+        for piece in self._model.go_on(prompt.text, GREEDY, 1 + answer_tokens):
+            now, count = time.perf_counter(), self._tokens_of(piece) if found else 1
+            found += [(now - last) / count] * count
+            last = now
+        if not found:  # a token that ends the text is no piece, and takes as long
+            found.append(time.perf_counter() - last)
+        return found[:1 + answer_tokens]
 
     def fill(self) -> None:
         """Read a text that fills the context."""

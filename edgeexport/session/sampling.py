@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from edgeexport.errors import DataError
+
+# Beyond it a temperature makes all tokens alike, and a penalty takes all away that were said; float32 would overflow.
+MOST = 1000
+_NUMBER, _WHOLE = (int, float, np.number), (int, np.integer)
+# Field → whether a value can be, and what to say of one that can't.
+WHAT_FITS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "temperature": (lambda value: isinstance(value, _NUMBER) and 0 <= value <= MOST, f"it is from 0 to {MOST:,}; 0 takes the likeliest token"),
+    "top_k": (lambda value: isinstance(value, _WHOLE) and value >= 0, "it is a number of tokens; 0 stands for all"),
+    "top_p": (lambda value: isinstance(value, _NUMBER) and 0 < value <= 1, "it is more than 0 and at most 1"),
+    "repetition_penalty": (lambda value: isinstance(value, _NUMBER) and 1 / MOST <= value <= MOST,
+                           f"it is from {1 / MOST:g} to {MOST:,}; 1 stands for none"),
+    "seed": (lambda value: value is None or (isinstance(value, _WHOLE) and value >= 0), "it is a whole number, 0 or more"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,10 @@ class Sampling:
         Raises:
             DataError: one can't be.
         """
-        limits = {"temperature": (0.0, None), "top_k": (0, None), "top_p": (0.0, 1.0), "repetition_penalty": (0.0, None)}
-        if self.seed is not None and self.seed < 0:
-            raise DataError(f"seed can't be {self.seed}.", why="it is 0 or more")
-        for name, (least, most) in limits.items():
+        for name, (fits, why) in WHAT_FITS.items():
             value = getattr(self, name)
-            above = value > least or (value == least and name in {"temperature", "top_k"})
-            if not (above and np.isfinite(value) and (most is None or value <= most)):
-                raise DataError(f"{name} can't be {value}.", why={
-                    "temperature": "it is 0 or more; 0 takes the likeliest token", "top_k": "it is a number of tokens; 0 stands for all",
-                    "top_p": "it is more than 0 and at most 1", "repetition_penalty": "it is more than 0; 1 stands for none"}[name])
+            if not fits(value):
+                raise DataError(f"{name} can't be {value}.", why=why)
 
 
 @dataclass
@@ -75,7 +83,10 @@ class Sampler:
             logits = penalized(logits, before, self.sampling.repetition_penalty)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        tokens, probabilities = likely(logits / self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
+        below = logits.astype(np.float64) - float(logits.max())  # the likeliest is at 0, however low the temperature is
+        with np.errstate(over="ignore"):
+            cooled = below / self.sampling.temperature
+        tokens, probabilities = likely(cooled, self.sampling.top_k, self.sampling.top_p)
         return int(tokens[np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right").clip(max=len(tokens) - 1)])
 
 

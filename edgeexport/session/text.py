@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeexport.errors import NoRoom
+from edgeexport.errors import DataError, NoRoom
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,11 @@ class Tokenizer:
         """The tokens of a text or a pair of texts.
 
         Raises:
+            DataError: one is no text.
             NoRoom: it can't be cut to the length.
         """
+        for each in (text, *([] if pair is None else [pair])):
+            require_text(each)
         try:
             encoding = self._tokenizer.encode(text, pair)
         except Exception as exc:  # tokenizers raises bare Exception
@@ -127,6 +130,22 @@ class Tokenizer:
     def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
         """The text of token ids, special tokens left out or kept."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=not keep_special))
+
+
+def require_text(value: object) -> str:
+    """A text that tokenizers take.
+
+    Raises:
+        DataError: it is none, or holds what is no character, such as bytes of another encoding than UTF-8.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"This is no text: {repr(value)[:80]}", hint="give a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError("The text is not valid Unicode.", why=f"what stands for its character {exc.start + 1} is none",
+                        hint="convert it to UTF-8") from exc
+    return value
 
 
 def read_text_spec(path: Path) -> TextSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_a_chat_that_outgrows_the_context_leaves_its_beginning_out(built: tuple[
     assert "first messages are left out" in ran.err and ran.err.count("tokens read") == 6
 
 
+def test_earlier_messages_make_room_for_an_answer(built: tuple[Cli, Ran, Path]) -> None:
+    """Not only for its first token: a quarter of the context, or what it may have."""
+    cli, _, place = built
+    alone, after = (chat(cli, place, text, "--max-tokens", "30") for text in ("word " * 60 + "\n", "Hello there\n" + "word " * 60 + "\n"))
+    assert "left out" in after.err and "left out" not in alone.err
+    assert after.out.splitlines()[-1] == alone.out.splitlines()[-1]
+
+
+def test_what_is_no_text_and_no_terminal_is_told(built: tuple[Cli, Ran, Path]) -> None:
+    cli, _, place = built
+    for arguments in (["run", str(place), b"\xff\xfe", "--lane", "onnx-generate"], ["chat", str(place), "--lane", "onnx-generate"]):
+        command = [os.fsencode(part) for part in cli.command(*arguments[:1])] + [os.fsencode(part) for part in arguments[1:]]
+        done = subprocess.run(command, cwd=cli.directory, env=cli.environment, input=b"\xff\xfe\n", capture_output=True, check=False)
+        assert done.returncode == 2 and b"not valid Unicode" in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_an_answer_that_is_left_ends_and_the_next_is_whole(built: tuple[Cli, Ran, Path]) -> None:
     _, _, place = built
 
@@ -197,6 +214,7 @@ def test_a_model_that_generates_nothing_does_not_chat(new_cli: Callable[[], Cli]
 
 @pytest.mark.parametrize(("file", "change", "told"), [
     ("tokenizer_config.json", {"chat_template": "{% for %}"}, "chat template has an error"),
+    ("tokenizer_config.json", {"chat_template": "{{ raise_exception('I never work') }}"}, "refuses every conversation"),
     ("tokenizer_config.json", {"chat_template": None, "eos_token": None}, "does not say what ends a text"),
     ("generation_config.json", {"eos_token_id": 99999}, "token 99999 ends a text"),
 ])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeexport.errors import DataError
 from edgeexport.session.chat import DAY_OF_PROOF, ChatTemplate
+from edgeexport.session.text import require_text
 
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -55,7 +57,13 @@ def test_a_template_reaches_nothing_and_changes_nothing(tmp_path: Path) -> None:
     assert not canary.exists() and len(TALK) == 2
 
 
-@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "robot", "content": "x"}, {"role": "user", "content": 3}, {}])
-def test_what_is_no_message_is_told(message: dict[str, object]) -> None:
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "robot", "content": "x"}, {"role": "user", "content": 3}, {}, "Hi", None])
+def test_what_is_no_message_is_told(message: Any) -> None:
     with pytest.raises(DataError, match="no message"):
         ChatTemplate(CHATML, {}).render([message])
+
+
+@pytest.mark.parametrize(("value", "told"), [(3, "no text"), (None, "no text"), ("a\udcff", "not valid Unicode"), ({"role": "user"}, "no text")])
+def test_what_is_no_text_is_told(value: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        require_text(value)

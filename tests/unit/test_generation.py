@@ -172,6 +172,12 @@ def test_what_an_interrupted_reading_left_is_not_taken_for_read() -> None:
     assert model.given == [TOKENIZER.encode("ab").ids] and model.position == 2
 
 
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_an_answer_of_no_token_is_told(tokens: int) -> None:
+    with pytest.raises(DataError, match="can't have"):
+        said(Reciter("abc"), "a", tokens=tokens)
+
+
 @pytest.mark.parametrize(("prompt", "told"), [("", "nothing to go on from"), ("x" * 64, "64 tokens"), ("x" * 100, "100 tokens")])
 def test_a_prompt_without_room_is_told(prompt: str, told: str) -> None:
     with pytest.raises(NoRoom, match=told):

@@ -56,7 +56,14 @@ def test_what_was_said_is_less_likely_to_be_said_again() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
-                                             ("repetition_penalty", 0.0)])
-def test_what_cannot_be_is_told(name: str, value: float) -> None:
+                                             ("repetition_penalty", 0.0), ("repetition_penalty", 1e300), ("temperature", 1e308),
+                                             ("temperature", "hot"), ("temperature", None), ("top_k", 2.5), ("seed", 1.5), ("seed", -1)])
+def test_what_cannot_be_is_told(name: str, value: object) -> None:
     with pytest.raises(DataError, match=name):
-        Sampling(**{name: value})
+        Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-40, 1e-308])
+def test_next_to_no_temperature_is_none(temperature: float) -> None:
+    assert drawn(Sampling(temperature=temperature, top_k=10**20, seed=0), 50) == {1: 1.0}
