@@ -88,13 +88,19 @@ def special_tokens(directory: Path) -> dict[str, str]:
 
 
 def chat_template(directory: Path, settings: dict[str, Any]) -> tuple[str | None, str]:
-    """The chat template and the file that it is in; None where there is none. Of several, the one called ``default``."""
+    """The chat template and the file that it is in; None where there is none. Of several, the one called ``default``.
+
+    Raises:
+        CheckpointError: it is no text.
+    """
     if (directory / "chat_template.jinja").is_file():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8"), "chat_template.jinja"
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {str(entry["name"]): str(entry["template"]) for entry in template}
         template = named.get("default") or next(iter(named.values()), None)
+    if not isinstance(template, str | None):
+        raise CheckpointError(f"The chat template of tokenizer_config.json is {template!r}.", why="it is no text", hint="mend it, or take it out")
     return template, "tokenizer_config.json: chat_template"
 
 
@@ -109,6 +115,9 @@ def stop_ids(directory: Path, tokenizer: Tokenizer, tokens: dict[str, str], sour
         stated = _json(directory, file).get("eos_token_id")
         for number in stated if isinstance(stated, list) else [stated]:
             if number is not None:
+                if not isinstance(number, int):
+                    raise CheckpointError(f"{file} says that {number!r} ends a text.", why="that is no number of a token",
+                                          hint="mend its eos_token_id")
                 if tokenizer.id_to_token(int(number)) is None:
                     raise CheckpointError(f"{file} says that token {number} ends a text.", why="the tokenizer has no such token",
                                           hint=f"correct eos_token_id in {file}")

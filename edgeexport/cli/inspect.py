@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ from rich.table import Table
 from edgeexport.bundle import opened, read_inspections, read_manifest
 from edgeexport.cli.terminal import json_option, megabytes, out, print_json
 from edgeexport.inspection import ModelReport, inspect_file
+from edgeexport.inspection.model import Value
 
 MOST_ROWS = 8
 
@@ -52,8 +55,7 @@ def show(report: ModelReport, title: str) -> None:
     form = f"{report.format}{f', IR {report.ir_version}' if report.ir_version else ''}{f', opset {versions}' if versions else ''}"
     out.print(f"[bold]{title}[/]  {megabytes(report.bytes)}, {form}")
     for signature in report.signatures:
-        ends = [", ".join(f"{value.name} {value.dtype}{list(value.shape)}" for value in values)
-                for values in (signature.inputs, signature.outputs)]
+        ends = [", ".join(folded(values)) for values in (signature.inputs, signature.outputs)]
         out.print(f"  {signature.name}: {ends[0]} → {ends[1]}", markup=False)
     out.print(_operators(report))
     out.print(_weights(report))
@@ -67,6 +69,15 @@ def show(report: ModelReport, title: str) -> None:
     out.print(f"  stored twice: {megabytes(wasted) if wasted else 'nothing'}")
     for twice in report.stored_twice[:MOST_ROWS]:
         out.print(f"    {megabytes(twice.wasted_bytes):>9}  {' = '.join(twice.names[:3])}", markup=False)
+
+
+def folded(values: Iterable[Value]) -> list[str]:
+    """Inputs or outputs in words; those that differ by a number in their names, as caches of layers do, are one line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for value in values:
+        shape = ", ".join(map(str, value.shape))
+        groups.setdefault((re.sub(r"\d+", "#", value.name), f"{value.dtype}[{shape}]"), []).append(value.name)
+    return [f"{names[0] if len(names) == 1 else f'{len(names)} × {form}'} {kind}" for (form, kind), names in groups.items()]
 
 
 def _operators(report: ModelReport) -> Table:

@@ -70,9 +70,9 @@ class LitertLmModel(LanguageModel):
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """The text that comes after a prompt, as LiteRT-LM hands it out."""
         require_room(len(prompt.ids), self.context)
-        until, count = UntilStop(tuple(stop)), 0
+        until, count, most = UntilStop(tuple(stop)), 0, self.context - len(prompt.ids) if tokens is None else tokens
         for text in self._model.go_on(prompt.text, sampling, tokens):
-            certain, count = until.add(text), count + self._tokens_of(text)
+            certain, count = until.add(text), min(count + self._tokens_of(text), most)
             yield Piece(certain, count, "stop" if until.stopped else None)
             if until.stopped:
                 return

@@ -139,6 +139,8 @@ def budget_checks(question: Question, target: Target, size: int, speed: Mapping[
         if bound is None:
             return
         verdict = None if value is None else Verdict.PASS if value <= bound else Verdict.FAIL
+        if verdict is Verdict.FAIL:
+            note = f"the limit is the {'recipe' if getattr(own, name) is not None else 'target'}'s; budget.{name} in the recipe sets another"
         checks.append(Check(name=title, group="budget", verdict=verdict, figure=value, bound=bound, relation="<=", unit=unit, how=where, note=note))
 
     limit("size_mb_max", "size", size / 1e6, "MB", "counted")

@@ -63,12 +63,12 @@ def _quantile(values: np.ndarray, q: float, least: float, most: float) -> Estima
 
 def same_tokens(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:
     """A failed check where the lane's tokenizer makes other tokens of a text than the original's; nothing where all are the same."""
-    other = sum(not np.array_equal(a[:count], b[:same]) for a, b, count, same in zip(
-        reference.ids, lane.ids, reference.tokens, lane.tokens, strict=True) if len(a) and len(b))
+    other = [number for number, (a, b, count, same) in enumerate(zip(reference.ids, lane.ids, reference.tokens, lane.tokens, strict=True), 1)
+             if len(a) and len(b) and not np.array_equal(a[:count], b[:same])]
     if not other:
         return []
-    return [Check(name=f"same tokens ({dataset})", group="parity", verdict=Verdict.FAIL, figure=float(other), bound=0.0, relation="<=", unit="texts",
-                  how=how, note="the lane's tokenizer makes other tokens of them than the original's")]
+    return [Check(name=f"texts cut into other tokens ({dataset})", group="parity", verdict=Verdict.FAIL, figure=float(len(other)), bound=0.0,
+                  relation="<=", unit="texts", how=how, note=f"than by the original's tokenizer in Transformers; the first is number {other[0]}")]
 
 
 def finite_checks(dataset: str, reference: Answers, lane: Answers, how: str) -> list[Check]:

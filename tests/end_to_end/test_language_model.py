@@ -216,6 +216,8 @@ def test_a_model_that_generates_nothing_does_not_chat(new_cli: Callable[[], Cli]
     ("tokenizer_config.json", {"chat_template": "{% for %}"}, "chat template has an error"),
     ("tokenizer_config.json", {"chat_template": "{{ raise_exception('I never work') }}"}, "refuses every conversation"),
     ("tokenizer_config.json", {"chat_template": None, "eos_token": None}, "does not say what ends a text"),
+    ("tokenizer_config.json", {"chat_template": 5}, "is no text"),
+    ("generation_config.json", {"eos_token_id": "two"}, "says that 'two' ends a text"),
     ("generation_config.json", {"eos_token_id": 99999}, "token 99999 ends a text"),
 ])
 def test_what_would_be_wrong_in_a_chat_is_refused(cli: Cli, tmp_path: Path, file: str, change: dict[str, object], told: str) -> None:

@@ -20,11 +20,13 @@ from edgeexport.artifact import Artifact, Kind, Spec
 from edgeexport.build import Built, Prepared
 from edgeexport.cli import build as build_module
 from edgeexport.cli.cache import parse_size
+from edgeexport.cli.inspect import folded
 from edgeexport.cli.model_options import choose_recipe
 from edgeexport.cli.progress import LineProgress, LiveProgress, ended
 from edgeexport.cli.run import shown
 from edgeexport.cli.terminal import megabytes, seconds, styled
 from edgeexport.errors import CheckpointError, EdgeExportError, RecipeError, StepFailed
+from edgeexport.inspection.model import Value
 from edgeexport.schedule import Event
 from edgeexport.store import Entry, Run, Store
 from edgeexport.verify.check import Verdict
@@ -400,3 +402,9 @@ def test_live_progress_shows_running_steps_as_they_are_called(tmp_path: Path, ca
     progress.tell(Event("quantize[dynamic-int8]", "finished", entry=stored(Store(tmp_path))))
     Console(file=sys.stdout, width=100).print(progress._table())
     assert "25 %" not in capsys.readouterr().out
+
+
+def test_what_differs_by_a_number_is_shown_once() -> None:
+    caches = [Value(name=f"kv_cache_k_{number}", dtype="float32", shape=(1, 3, "?", 64)) for number in range(30)]
+    assert folded([Value(name="tokens", dtype="int32", shape=(1, 16)), *caches]) == ["tokens int32[1, 16]", "30 × kv_cache_k_# float32[1, 3, ?, 64]"]
+    assert folded(caches[:1]) == ["kv_cache_k_0 float32[1, 3, ?, 64]"]

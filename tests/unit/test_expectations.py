@@ -200,7 +200,7 @@ def test_other_tokens_fail_and_are_not_compared() -> None:
     given = texts(20)
     other = [(ids if row else ids + 1, logits) for row, (ids, logits) in enumerate(given)]
     found = checks(answers(given), answers(other))
-    assert found["same tokens"].verdict is Verdict.FAIL and found["same tokens"].figure == 1.0
+    assert found["texts cut into other tokens"].verdict is Verdict.FAIL and found["texts cut into other tokens"].figure == 1.0
     assert [len(rows) for rows in aligned(answers(given), answers(other))[1].numbers] == [0, *[29] * 19]
 
 
