@@ -164,7 +164,7 @@ def test_a_chat_that_outgrows_the_context_leaves_its_beginning_out(built: tuple[
 def test_earlier_messages_make_room_for_an_answer(built: tuple[Cli, Ran, Path]) -> None:
     """Not only for its first token: a quarter of the context, or what it may have."""
     cli, _, place = built
-    alone, after = (chat(cli, place, text, "--max-tokens", "30") for text in ("word " * 60 + "\n", "Hello there\n" + "word " * 60 + "\n"))
+    alone, after = (chat(cli, place, text, "--max-tokens", "30") for text in ("word " * 30 + "\n", "Hello there\n" + "word " * 30 + "\n"))
     assert "left out" in after.err and "left out" not in alone.err
     assert after.out.splitlines()[-1] == alone.out.splitlines()[-1]
 
