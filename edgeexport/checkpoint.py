@@ -303,6 +303,8 @@ def read_checkpoint(path: Path, name: str | None = None, *, trusted: bool = Fals
         CheckpointError: no directory, no weights, only pickled ones, or damaged ones.
     """
     name = name or str(path)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file of a checkpoint.", why="a model is named by its directory", hint=f"say {path.parent}")
     if not path.is_dir():
         raise CheckpointError(f"There is no directory {path}.")
     files = {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}

@@ -139,7 +139,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         try:
             return _read_header(path, cursor, size)
         except (struct.error, ValueError, KeyError, MemoryError, ArithmeticError, RecursionError) as exc:
-            raise CheckpointError(f"{path} is damaged.", why=f"it ends within its header, or that is not readable ({exc})",
+            raise CheckpointError(f"{path} is damaged.", why="it ends within its header, or that is not readable",
                                   hint=DAMAGED) from exc
 
 

@@ -86,7 +86,7 @@ def answer(model: Talker, beginning: list[dict[str, str]], messages: list[dict[s
     if figures:
         after_first = figures["seconds"] - figures["first_token_seconds"]
         rate = f", {(figures['tokens'] - 1) / after_first:.0f} a second" if figures["tokens"] > 1 and after_first > 0 else ""
-        err.print(f"[dim]{figures['read_tokens']} tokens read, first token after {figures['first_token_seconds']:.2f} s, "
+        err.print(f"[dim]{figures['read_tokens']:,} tokens read, first token after {figures['first_token_seconds']:.2f} s, "
                   f"{figures['tokens']} tokens{rate}[/]")
     return [*messages, {"role": "assistant", "content": said}]
 

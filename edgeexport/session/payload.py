@@ -128,7 +128,7 @@ class Payload:
             DataError: the model does not generate text.
         """
         if self.generation is None:
-            raise DataError(f"This is a model for {self.head.task}, and generates no text.", hint="edgeexport run BUNDLE TEXT answers")
+            raise DataError(f"This is a model for {self.head.task}, and generates no text.", hint="edgeexport run answers texts with it")
         return self.generation
 
 

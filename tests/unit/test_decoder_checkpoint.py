@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgeexport.artifact import Task
-from edgeexport.checkpoint import Checkpoint
+from edgeexport.checkpoint import Checkpoint, read_checkpoint
 from edgeexport.errors import CheckpointError
 from edgeexport.recipe import ModelSection
 
@@ -85,3 +85,10 @@ def test_a_template_is_found_in_either_file(tmp_path: Path) -> None:
     found = checkpoint(tmp_path, LLAMA)
     found.sizes["chat_template.jinja"] = 3
     assert found.chat_template
+
+
+def test_a_file_of_a_checkpoint_is_told_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a file of a checkpoint") as caught:
+        read_checkpoint(tmp_path / "config.json")
+    assert caught.value.hint == f"say {tmp_path}"
