@@ -94,10 +94,9 @@ def test_answers_that_are_drawn_are_drawn_anew_and_the_same_in_another_run(bundl
 
 def test_a_wish_for_answers_as_long_as_the_context_leaves_the_prompt(bundle: BundleModel, caplog: pytest.LogCaptureFixture) -> None:
     prompt, read = "So it went on, and on, as it ever had", []
-    decoder = bundle._model.decoder
     with pytest.MonkeyPatch.context() as patch:
-        plain = decoder.read_prompt
-        patch.setattr(decoder, "read_prompt", lambda ids: read.append(list(ids)) or plain(ids))
+        plain = bundle._model.generate
+        patch.setattr(bundle._model, "generate", lambda given, *others: read.append(given.ids.tolist()) or plain(given, *others))
         for text in (prompt, prompt * 20):
             bundle.generate_until(instances("generate_until", [(text, {"until": ["e"], "max_gen_toks": 2048})]))
     assert read == [bundle.tok_encode(prompt), bundle.tok_encode(prompt * 20)[-CONTEXT // 2:]]
