@@ -103,7 +103,7 @@ def copy_constants(model: onnx.ModelProto, reader: ExternalReader, writer: Exter
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model whose weights are in memory: as one file where that holds them, and else beside the graph; of those, the memory is given back.
+    """Write a model whose weights are in memory: as one file where that holds them, and else with the weights beside the graph.
 
     Args:
         model: is used up.

@@ -16,9 +16,8 @@ from edgeexport.step import Context, Refusal, Step, View
 
 from ._embedding_lookup import use_embedding_lookup
 from ._tensorflow_model import TensorflowModel, import_tensorflow
-from ._tflite_file import read_model, write_compactly
+from ._tflite_file import LARGEST, read_model, write_compactly
 
-LARGEST = 2**31  # a flatbuffer's offsets have 31 bits
 # How the converter's error names an operator: as one that it knows only from TensorFlow, or as one that it could not translate.
 UNKNOWN_OPERATOR = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op|failed to legalize operation 'tf\.(\w+)'")
 
@@ -61,7 +60,7 @@ class ConvertSavedModel(Step):
         model = TensorflowModel(path, spec, text, tf)
         if 4 * (model.parameters or 0) >= LARGEST:
             raise CheckpointError("The model is too large for TFLite.",
-                                  why=f"a file holds at most 2 GB, and the float32 weights take {4 * (model.parameters or 0) / 1e9:.1f} GB")
+                                  why=f"TensorFlow's converter writes at most 2 GB, and the float32 weights take {4 * (model.parameters or 0) / 1e9:.1f} GB")
         context.report(None, f"tracing {len(self.lengths)} lengths")
         traced = context.scratch / "traced"
         shutil.rmtree(traced, ignore_errors=True)

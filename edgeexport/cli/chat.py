@@ -66,6 +66,8 @@ def read_line() -> str | None:
         except EOFError:
             return None
         except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
             err.print("\n[dim]/exit or Ctrl-D ends[/]")
 
 

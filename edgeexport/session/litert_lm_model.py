@@ -15,7 +15,7 @@ import numpy as np
 from edgeexport.errors import BundleError, DataError
 from edgeexport.session import scoring
 from edgeexport.session.chat import ChatTemplate
-from edgeexport.session.generation import Piece, UntilStop, require_room
+from edgeexport.session.generation import Limits, Piece, UntilStop, require_room
 from edgeexport.session.language_model import FILLER, GREEDY, LanguageModel, Prompt, no_template
 from edgeexport.session.payload import Payload
 from edgeexport.session.run_litert_lm import LitertLm
@@ -70,6 +70,7 @@ class LitertLmModel(LanguageModel):
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, tokens: int | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """The text that comes after a prompt, as LiteRT-LM hands it out."""
         require_room(len(prompt.ids), self.context)
+        Limits(tokens, frozenset(self.spec.stop_ids), tuple(stop))  # whether they can be
         until, count, most = UntilStop(tuple(stop)), 0, self.context - len(prompt.ids) if tokens is None else tokens
         for text in self._model.go_on(prompt.text, sampling, tokens):
             certain, count = until.add(text), min(count + self._tokens_of(text), most)

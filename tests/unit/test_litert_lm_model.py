@@ -85,6 +85,12 @@ def test_it_says_what_the_runtime_says_up_to_a_stop_string(payload: Payload) -> 
     assert said(model, "one", stop=["ee!"]) == (" two three", 10)
 
 
+@pytest.mark.parametrize("options", [{"tokens": 0}, {"stop": [""]}])
+def test_what_would_end_every_answer_is_told(payload: Payload, options: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        said(LitertLmModel(payload, Reciter("one two")), "one", **options)
+
+
 def test_a_prompt_that_leaves_no_room_is_told(payload: Payload) -> None:
     model = LitertLmModel(payload, Reciter("x" * 40))
     with pytest.raises(NoRoom, match="context holds 24"):
