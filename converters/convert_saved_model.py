@@ -60,7 +60,8 @@ class ConvertSavedModel(Step):
         model = TensorflowModel(path, spec, text, tf)
         if 4 * (model.parameters or 0) >= LARGEST:
             raise CheckpointError("The model is too large for TFLite.",
-                                  why=f"TensorFlow's converter writes at most 2 GB, and the float32 weights take {4 * (model.parameters or 0) / 1e9:.1f} GB")
+                                  why="TensorFlow's converter writes at most 2 GB, and the float32 weights take "
+                                      f"{4 * (model.parameters or 0) / 1e9:.1f} GB")
         context.report(None, f"tracing {len(self.lengths)} lengths")
         traced = context.scratch / "traced"
         shutil.rmtree(traced, ignore_errors=True)
